@@ -1,0 +1,205 @@
+"""The schema of a recipe. Every key is documented here and, with its default, in `recipes/svpo.yaml`.
+
+Reading YAML, overrides and line numbers live in `recipe_io.py`; this file knows only what a recipe may say.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """Unknown keys are errors; values are checked when they are set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class LoraConfig(Section):
+    """Low-rank adapters instead of full fine-tuning; merged when a round's folder is saved."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32.0, gt=0)
+    targets: list[str] | Literal["all-linear"] = "all-linear"
+
+
+class ModelConfig(Section):
+    path: str = "builtin:tiny-base"
+    """A Hugging Face hub id, a local folder, or `builtin:tiny-base`, the base model that ships with treepref."""
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    device: str = "auto"
+    lora: LoraConfig | None = None
+
+
+class SplitConfig(Section):
+    """How many problems each split holds; disjoint by normalised question text."""
+
+    labelled: int = Field(0, ge=0)
+    """Problems with rationales, for the warm-up SFT."""
+    train: int = Field(1000, ge=1)
+    """Problems with answers only, for search."""
+    eval: int = Field(500, ge=1)
+
+
+class TaskConfig(Section):
+    kind: Literal["reasoning_gym", "gsm8k", "math", "jsonl"] = "reasoning_gym"
+    name: str = "chain_sum"
+    """reasoning_gym: the task's name. Unused by the other kinds."""
+    params: dict[str, Any] = Field(default_factory=dict)
+    """reasoning_gym: the task's own parameters."""
+    path: str | None = None
+    """Hub id, local folder with one file a split (train.jsonl, validation.jsonl …), or a JSON-lines file."""
+    eval_path: str | None = None
+    """jsonl: a file of its own for evaluation. Without it evaluation problems are split off `path`."""
+    train_split: str = "train"
+    eval_split: str = "validation"
+    granularity: list[int] = Field(default_factory=lambda: [1])
+    """Arithmetic rationales: how many operations a step may merge; one is drawn at random for each step."""
+    splits: SplitConfig = SplitConfig()
+    prompt: str | None = None
+    """Text with `{question}` or `module:function`; None takes the task's own."""
+    chat: bool = False
+    """Wrap the prompt in the tokenizer's chat template."""
+    delimiter: str = Field("\n", min_length=1)
+    """The text that ends a step."""
+    checker: str | None = None
+    """`module:function(text, problem) -> bool`; None takes the task's own."""
+    check_seconds: float = Field(5.0, gt=0)
+    """A hung answer check costs this long, and counts as wrong."""
+
+
+class EngineConfig(Section):
+    kind: Literal["torch"] = "torch"
+    max_rows: int = Field(256, ge=1)
+    """Samples decoded together."""
+    cache_mb: int = Field(1024, ge=0)
+    """Memory for the key-value cache of shared prefixes; the least recently used goes first."""
+    batch_invariant: bool = False
+    """One row and one token at a time: same result whatever the concurrency and however often killed. Slow."""
+    threads: int | None = Field(None, ge=1)
+
+
+class WarmupConfig(Section):
+    """SFT on the labelled split before the first round (round 0 is what comes out of it)."""
+
+    epochs: int = Field(0, ge=0)
+    lr: float = Field(1e-3, gt=0)
+    batch_tokens: int = Field(4096, ge=1)
+    """Trained tokens an optimizer step."""
+    warmup_ratio: float = Field(0.03, ge=0, le=1)
+    weight_decay: float = Field(0.01, ge=0)
+
+
+class SearchConfig(Section):
+    """MCTS as in AlphaMath (arXiv 2405.03553), the search of SVPO."""
+
+    simulations: int = Field(40, ge=1)
+    children: int = Field(5, ge=1)
+    """Steps sampled at each expansion."""
+    c: float = Field(1.5, ge=0)
+    """Exploration constant of PUCT."""
+    temperature: float = Field(1.0, gt=0)
+    first_temperature: float | None = Field(None, gt=0)
+    """Sampling temperature of the first round; None takes `temperature`."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_depth: int = Field(8, ge=1)
+    max_step_tokens: int = Field(64, ge=1)
+    leaves_in_flight: int = Field(1, ge=1)
+    """Leaves of one tree that may be expanded at once (virtual loss above 1)."""
+    trees_in_flight: int = Field(64, ge=1)
+    evaluate: Literal["value", "rollout"] = "value"
+    """How an unfinished leaf is scored: the value head's V (0 while there is none), or one sampled continuation."""
+
+
+class PairConfig(Section):
+    """Which siblings become preferences (methods: SVPO)."""
+
+    min_gap: float = Field(0.2, ge=0)
+    """Smallest Q(winner) − Q(loser)."""
+    min_visits: int = Field(1, ge=1)
+    max_per_parent: int = Field(1, ge=1)
+    max_per_tree: int = Field(8, ge=1)
+    winner_reaches_answer: bool = True
+    """The winner must lie on a path to a right answer."""
+    level: Literal["step", "solution"] = "step"
+    """solution: whole right solutions over whole wrong ones (solution-level DPO)."""
+    min_problems: int = Field(32, ge=1)
+    """Fewer problems with a pair than this, and the round stops with advice."""
+
+
+class TrainConfig(Section):
+    objective: Literal["svpo", "dpo", "cdpo", "ipo", "sft"] = "svpo"
+    """sft on the right solutions of the trees is rejection-sampling fine-tuning."""
+    beta: float = Field(0.1, gt=0)
+    value_weight: float = Field(0.1, ge=0)
+    """a in L: the value head's regression on Q."""
+    margin_weight: float = Field(0.1, ge=0)
+    """b in L: the ranking loss on the pair's values."""
+    margin: float = Field(0.5, ge=0)
+    """m in L."""
+    sft_weight: float = Field(0.1, ge=0)
+    """c in L: NLL of the winner, per token."""
+    smoothing: Literal["none", "visits"] = "visits"
+    """visits: label smoothing 1 / (N_w / N_l + 1), at most 0.5 (MCTS-DPO)."""
+    reference: Literal["initial", "previous"] = "previous"
+    """The frozen policy of the DPO terms: the first round's start, or this round's."""
+    lr: float = Field(1e-5, gt=0)
+    value_lr: float | None = Field(None, gt=0)
+    """Learning rate of the value head; None takes `lr`."""
+    epochs: int = Field(1, ge=1)
+    batch_trees: int = Field(64, ge=1)
+    """Trees an optimizer step."""
+    row_tokens: int = Field(2048, ge=16)
+    """Length of a packed row."""
+    warmup_ratio: float = Field(0.03, ge=0, le=1)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    clip: float = Field(1.0, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+
+
+class EvalConfig(Section):
+    samples: int = Field(32, ge=1)
+    """Samples a problem for self-consistency, best-of-n, weighted vote and pass@k, on the last round."""
+    samples_between: int = Field(8, ge=0)
+    """The same on earlier rounds."""
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    sbs: list[tuple[int, int]] = Field(default_factory=lambda: [(1, 2), (1, 4), (2, 4), (4, 4)])
+    """Step-level beam search widths (B1, B2)."""
+    mcts: bool = False
+    """MCTS at inference, with the search section's numbers and c = 1.25."""
+    max_tokens: int = Field(512, ge=1)
+    """Longest solution."""
+
+
+class BudgetConfig(Section):
+    """Hard limits of the whole run. None: no limit."""
+
+    tokens: int | None = Field(None, ge=1)
+    """Generated, prefilled, scored and trained tokens together."""
+    seconds: float | None = Field(None, gt=0)
+    disk_gb: float | None = Field(None, gt=0)
+
+
+class Recipe(Section):
+    name: str
+    method: Literal["svpo"] = "svpo"
+    seed: int = 0
+    rounds: int = Field(2, ge=0)
+    """Rounds of search, pairs, training and evaluation. 0: warm-up and evaluation alone."""
+    model: ModelConfig = ModelConfig()
+    task: TaskConfig = TaskConfig()
+    engine: EngineConfig = EngineConfig()
+    warmup: WarmupConfig = WarmupConfig()
+    search: SearchConfig = SearchConfig()
+    pairs: PairConfig = PairConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    budget: BudgetConfig = BudgetConfig()
+
+    @model_validator(mode="after")
+    def _warmup_has_data(self) -> Recipe:
+        if self.warmup.epochs and not self.task.splits.labelled:
+            raise ValueError("warmup.epochs is above 0 but task.splits.labelled is 0: there is nothing to train on")
+        return self

@@ -1,0 +1,183 @@
+"""The nouns that every room shares: problems, requests and completions, trees and pairs.
+
+Plain data. This file knows no torch, no tokenizer, no file and no rule of any search.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+Finish = Literal["step", "eos", "length"]
+"""Why a completion ended: the step delimiter was completed, EOS was sampled, or the length limit cut it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What decoding and evaluation may see of a problem. It has no answer field, so ground truth cannot leak."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A question whose answers can be checked. Search for training sees this; evaluation sees `.question`."""
+
+    id: str
+    text: str
+    answer: str
+    rationale: str | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def question(self) -> Question:
+        return Question(self.id, self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Continue `prefix` `n` times. One seed a sample, so a sample never depends on what else is in the batch."""
+
+    id: str
+    prefix: tuple[int, ...]
+    n: int
+    seeds: tuple[int, ...]
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    delimiter: str | None = "\n"
+    """A sample ends at the first token whose cumulative decoding contains this text. None: run on to EOS."""
+    want_value: bool = False
+    """Ask for V of each finished sample and of the prefix (None where the engine has no value head)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sample. `logprobs` are the untempered policy's; `behaviour` the sampler's where T ≠ 1 or top-p < 1."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish: Finish
+    behaviour: tuple[float, ...] | None = None
+    forced: tuple[bool, ...] | None = None
+    """True where a tool forced the token: such a token counts in no loss, prior or ratio. None: none was forced."""
+    value: float | None = None
+    """V at the last token, in [-1, 1]."""
+    policy_version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The answer to a request: its completions in sample order, or the reason that there are none."""
+
+    request_id: str
+    completions: tuple[Completion, ...]
+    prefix_value: float | None = None
+    error: str | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """A reasoning step. Its state is the tree's prompt and the tokens of every node from the root down to it."""
+
+    index: int
+    """Position in `Tree.nodes`: the order of creation. The root is 0 and has no tokens."""
+    parent: Node | None
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    behaviour: tuple[float, ...] | None = None
+    forced: tuple[bool, ...] | None = None
+    finish: Finish = "step"
+    depth: int = 0
+    children: list[Node] = field(default_factory=list)
+    samples: int = 1
+    """How many equal samples this child stands for (siblings with equal tokens are one child)."""
+    visits: int = 0
+    total: float = 0.0
+    """Sum of the backed-up returns; Q = total / visits, and a node without visits has no Q."""
+    prior: float = 0.0
+    value: float | None = None
+    reward: float | None = None
+    """Outcome of a finished solution; None for an unfinished one."""
+    terminal: bool = False
+    """Nothing can follow: the solution is finished, was cut, or stands at the depth limit."""
+    expanded: bool = False
+    exhausted: bool = False
+    """Terminal, or expanded with every child exhausted: selection passes it over."""
+    pending: int = 0
+    """Expansions in flight below it (virtual loss); never stored."""
+
+    @property
+    def q(self) -> float | None:
+        return self.total / self.visits if self.visits else None
+
+
+@dataclass(slots=True, eq=False)
+class Tree:
+    """Everything searched on one problem. Owned by the caller; search rules are stateless functions over it."""
+
+    key: str
+    """Unique in a run's stage, e.g. the problem's id."""
+    problem_id: str
+    prompt: tuple[int, ...]
+    policy_version: int
+    nodes: list[Node]
+    q_range: tuple[float, float] = (-1.0, 1.0)
+    simulations: int = 0
+    failed: int = 0
+    """Samples that were cut, unparseable or set aside: each costs one child, never the tree."""
+
+    @property
+    def root(self) -> Node:
+        return self.nodes[0]
+
+
+def new_tree(key: str, problem_id: str, prompt: Sequence[int], policy_version: int = 0) -> Tree:
+    """A tree that holds its root alone."""
+    return Tree(key, problem_id, tuple(prompt), policy_version, [Node(index=0, parent=None)])
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Winner over loser: two runs of nodes (by index) of one tree that part at a common parent.
+
+    A step pair names one node a side, a solution pair the path below the parent. The shared prefix is context only.
+    """
+
+    tree: str
+    winner: tuple[int, ...]
+    loser: tuple[int, ...]
+    q_winner: float
+    q_loser: float
+    visits_winner: int
+    visits_loser: int
+
+    @property
+    def id(self) -> str:
+        return f"{self.tree}:{'.'.join(map(str, self.winner))}>{'.'.join(map(str, self.loser))}"
+
+
+@dataclass(slots=True)
+class Cost:
+    """What work cost. Tokens are counted by what was done for them; flops are estimates from the parameter count."""
+
+    generated_tokens: int = 0
+    prefill_tokens: int = 0
+    cached_tokens: int = 0
+    """Prompt tokens whose key-value cache was reused instead of computed."""
+    scored_tokens: int = 0
+    """Tokens run through the model for a value or a log-prob alone."""
+    training_tokens: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def __sub__(self, other: Cost) -> Cost:
+        return Cost(*(getattr(self, f.name) - getattr(other, f.name) for f in fields(self)))
+
+    def as_dict(self) -> dict[str, float]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
