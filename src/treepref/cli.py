@@ -1,0 +1,221 @@
+"""The command line: parse, call, print. What a command needs is imported when it runs, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version as package_version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from typer.core import TyperGroup
+
+from treepref.errors import TreeprefError
+
+if TYPE_CHECKING:
+    import click
+
+
+class _Stopped(Exception):
+    """Ctrl-C, kept from typer, which would end the process without a word."""
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise _Stopped from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Make a language model reason better with preference data that it makes itself by tree search.",
+    epilog="Start with: treepref estimate quickstart, then treepref run quickstart.",
+)
+
+RecipeArg = Annotated[str, typer.Argument(metavar="RECIPE", help="A built-in recipe's name or a YAML file.")]
+OverridesArg = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Values that replace the recipe's, e.g. train.lr=1e-5 rounds=3."),
+]
+RunArg = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, e.g. runs/quickstart.")]
+RoundOption = Annotated[int | None, typer.Option("--round", min=0, help="The round; without it, the next one due.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"treepref {package_version('treepref')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    recipe: RecipeArg,
+    overrides: OverridesArg = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Run directory; default runs/NAME.")] = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Run a recipe, or go on with a run that was stopped."""
+    from treepref.recipe_io import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    _quieten(quiet)
+    from treepref.loops import svpo
+
+    svpo.run(loaded, out or Path("runs") / loaded.recipe.name)
+
+
+@app.command()
+def estimate(recipe: RecipeArg, overrides: OverridesArg = None) -> None:
+    """Print the expected tokens, FLOPs, time and disk of a recipe, before anything is spent."""
+    from rich.console import Console
+
+    from treepref.recipe_io import load_recipe
+
+    loaded = load_recipe(recipe, overrides or []).recipe
+    from treepref import estimate as cost
+
+    info = cost.model_info(loaded.model.path, loaded.model.dtype)
+    rates = cost.measure_rates(loaded.model.device, loaded.model.dtype)
+    result = cost.estimate(loaded, model_info=info, rates=rates, assumptions=cost.measured_assumptions(loaded))
+    console = Console()
+    console.print(cost.render(loaded, result, info), width=None if console.is_terminal else 130)
+
+
+@app.command()
+def sft(run_dir: RunArg, quiet: QuietOption = False) -> None:
+    """Stage: the warm-up on solutions of the labelled split (round 0 is what comes out of it)."""
+    _stage(run_dir, "sft", None, quiet)
+
+
+@app.command()
+def search(run_dir: RunArg, round: RoundOption = None, quiet: QuietOption = False) -> None:
+    """Stage: search the training problems with the current policy."""
+    _stage(run_dir, "search", round, quiet)
+
+
+@app.command()
+def pairs(run_dir: RunArg, round: RoundOption = None, quiet: QuietOption = False) -> None:
+    """Stage: turn a round's trees into preferences."""
+    _stage(run_dir, "pairs", round, quiet)
+
+
+@app.command()
+def train(run_dir: RunArg, round: RoundOption = None, quiet: QuietOption = False) -> None:
+    """Stage: train the policy and the value head on a round's trees and preferences."""
+    _stage(run_dir, "train", round, quiet)
+
+
+@app.command("eval")
+def evaluate(run_dir: RunArg, round: RoundOption = None, quiet: QuietOption = False) -> None:
+    """Stage: evaluate a round's policy on the held-out problems."""
+    _stage(run_dir, "eval", round, quiet)
+
+
+@app.command()
+def report(run_dir: RunArg, quiet: QuietOption = False) -> None:
+    """Stage: write results.json and report.html from what the run has stored."""
+    _stage(run_dir, "report", None, quiet)
+
+
+@app.command()
+def digest(run_dir: RunArg) -> None:
+    """Print one hash of what a run found: trees, outcomes and pairs, no floats."""
+    from treepref.store import Store
+
+    with Store(run_dir, read_only=True) as store:
+        print(store.digest())
+
+
+@app.command()
+def export(
+    run_dir: RunArg,
+    to: Annotated[str, typer.Option("--to", help="trl: JSON lines with prompt, chosen, rejected.")] = "trl",
+    out: Annotated[Path | None, typer.Option("--out", help="File to write; default RUN/trl.jsonl.")] = None,
+    round: Annotated[int | None, typer.Option("--round", min=1, help="One round's pairs; default all.")] = None,
+) -> None:
+    """Write a run's preferences for another trainer."""
+    if to != "trl":
+        raise TreeprefError(f"--to {to}: the only format is trl")
+    from treepref.export import export_run
+
+    file = out or run_dir / "trl.jsonl"
+    count = export_run(run_dir, file, round=round)
+    print(f"{count:,} pairs written to {file}")
+
+
+@app.command("import-gguf")
+def import_gguf(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A model in GGUF form.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The Hugging Face folder to make.")],
+    dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = "float32",
+) -> None:
+    """Make a Hugging Face model folder of a GGUF file."""
+    from treepref.models.gguf import import_gguf
+
+    print(f"model folder written to {import_gguf(file, out, dtype=dtype)}")
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Print this recipe's text instead.")] = None,
+) -> None:
+    """List the built-in recipes, or print one: `treepref recipes svpo > my.yaml`."""
+    from treepref.recipe_io import builtin_recipes, load_recipe
+
+    if name is not None:
+        print(load_recipe(name).text, end="")
+        return
+    found = builtin_recipes()
+    for recipe, purpose in found.items():
+        print(f"{recipe:<{max(map(len, found))}}  {purpose}")
+
+
+def _stage(run_dir: Path, stage: str, round: int | None, quiet: bool) -> None:
+    if not run_dir.is_dir():
+        raise TreeprefError(
+            f"{run_dir}: there is no such run directory; `treepref run RECIPE --out {run_dir}` makes one"
+        )
+    _quieten(quiet)
+    from treepref.loops import svpo
+
+    svpo.run_stage(run_dir, stage, round)
+
+
+def _quieten(quiet: bool) -> None:
+    from treepref.progress import set_quiet
+
+    set_quiet(quiet)
+
+
+def main() -> None:
+    """Entry point. Exits with 2 after an error that the user can mend, 130 after Ctrl-C."""
+    try:
+        app(prog_name="treepref")
+    except TreeprefError as error:
+        from rich.console import Console
+        from rich.text import Text
+
+        Console(stderr=True).print(Text(f"error: {error}", style="red"), soft_wrap=True)
+        sys.exit(2)
+    except (_Stopped, KeyboardInterrupt):
+        print("\nstopped; run the same command to go on", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Decoding with what was learned: greedy, sampling, step-level beam search and MCTS as uses of one driver.
+
+Everything here is given a `Question`, which has no answer: no outcome can reach a prompt or a choice. Checking what
+comes back is evaluation's business.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from treepref.config import EvalConfig, SearchConfig
+from treepref.search.base import Search, solution_tokens
+from treepref.search.beam import StepBeam
+from treepref.search.mcts import Mcts
+from treepref.search.sampling import Sampling
+from treepref.types import Node, Question, Tree, new_tree
+
+INFERENCE_C = 1.25
+"""PUCT constant at inference (AlphaMath, arXiv 2405.03553, public code)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """A named way to answer a question."""
+
+    name: str
+    search: Search
+    answers: Callable[[Tree], list[Node | None]]
+    """The solutions that a finished tree stands for, one a sample; None where it has none."""
+
+    def tree(self, question: Question, prompt: tuple[int, ...], policy_version: int) -> Tree:
+        return new_tree(question.id, question.id, prompt, policy_version)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A solution as tokens, with what it took to find it."""
+
+    tokens: tuple[int, ...]
+    value: float | None
+    finish: str
+    generated: int
+    scored: int
+
+
+def decoders(
+    config: EvalConfig, search: SearchConfig, *, n: int, values: bool, context: int, delimiter: str
+) -> list[Decoder]:
+    """The decoders of an evaluation: greedy, `n` samples, and with a value head SBS at each width and MCTS."""
+    found = [greedy(config, context)]
+    if n:
+        found.append(sampled(config, n, context))
+    if values:
+        found += [beam(config, search, b1, b2, context, delimiter) for b1, b2 in config.sbs]
+        if config.mcts:
+            found.append(mcts(config, search, context, delimiter))
+    return found
+
+
+def greedy(config: EvalConfig, context: int) -> Decoder:
+    search = Sampling(n=1, temperature=0.0, max_tokens=config.max_tokens, max_context=context, want_value=False)
+    return Decoder("greedy", search, lambda tree: [_only(tree)])
+
+
+def sampled(config: EvalConfig, n: int, context: int) -> Decoder:
+    """`n` independent solutions: self-consistency, best-of-n, weighted votes and pass@k are read off them."""
+    search = Sampling(
+        n=n, temperature=config.temperature, top_p=config.top_p, max_tokens=config.max_tokens, max_context=context
+    )
+    return Decoder("samples", search, _each_sample)
+
+
+def beam(config: EvalConfig, search: SearchConfig, b1: int, b2: int, context: int, delimiter: str) -> Decoder:
+    rules = StepBeam(
+        b1=b1, b2=b2, temperature=config.temperature, top_p=config.top_p, max_depth=search.max_depth,
+        max_step_tokens=search.max_step_tokens, max_tokens=config.max_tokens, max_context=context, delimiter=delimiter,
+    )  # fmt: skip
+    return Decoder(f"sbs({b1},{b2})", rules, lambda tree: [rules.answer(tree)])
+
+
+def mcts(config: EvalConfig, search: SearchConfig, context: int, delimiter: str) -> Decoder:
+    """MCTS at inference: terminals are scored by V, for no outcome is known."""
+    rules = Mcts(
+        simulations=search.simulations, children=search.children, c=INFERENCE_C, temperature=config.temperature,
+        top_p=config.top_p, max_depth=search.max_depth, max_step_tokens=search.max_step_tokens,
+        max_tokens=config.max_tokens, max_context=context, leaves_in_flight=search.leaves_in_flight,
+        delimiter=delimiter,
+    )  # fmt: skip
+    return Decoder("mcts", rules, lambda tree: [rules.answer(tree)])
+
+
+def answers(decoder: Decoder, tree: Tree) -> list[Answer | None]:
+    """What a finished tree answers. Costs of a guided search are those of all its candidates."""
+    nodes = decoder.answers(tree)
+    if len(nodes) > 1 or decoder.name == "greedy":
+        return [None if n is None else _answer(n, len(n.tokens), int(n.value is not None)) for n in nodes]
+    generated, scored = tree_tokens(tree)
+    return [None if node is None else _answer(node, generated, scored) for node in nodes]
+
+
+def tree_tokens(tree: Tree) -> tuple[int, int]:
+    """(generated, scored) tokens of all samples of a tree, repeated samples included."""
+    generated = sum(len(node.tokens) * node.samples for node in tree.nodes)
+    scored = sum(node.samples for node in tree.nodes if node.value is not None and node.parent is not None)
+    return generated, scored
+
+
+def trees(
+    decoder: Decoder, questions: Iterable[Question], encode: Callable[[Question], tuple[int, ...]], policy_version: int
+) -> Iterator[Tree]:
+    for question in questions:
+        yield decoder.tree(question, encode(question), policy_version)
+
+
+def _answer(node: Node, generated: int, scored: int) -> Answer:
+    return Answer(solution_tokens(node), node.value, node.finish, generated, scored)
+
+
+def _only(tree: Tree) -> Node | None:
+    return tree.root.children[0] if tree.root.children else None
+
+
+def _each_sample(tree: Tree) -> list[Node | None]:
+    """All samples in a seeded random order: equal ones were merged into one child, and votes of k want any k."""
+    drawn: list[Node | None] = [child for child in tree.root.children for _ in range(child.samples)]
+    random.Random(tree.key).shuffle(drawn)
+    return drawn

@@ -1,0 +1,266 @@
+"""An engine without a model: completions are a deterministic function of the prefix and the sample's seed.
+
+For tests and for studying search alone. Knows no text: the world's token 0 is EOS, token 1 ends a step whatever
+delimiter a request names, the others are words.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from treepref.errors import ModelError
+from treepref.types import Completion, Cost, Finish, Request, Result
+
+Script = Callable[[tuple[int, ...], int, Request], Completion]
+"""(prefix, the sample's seed, the request) → one sample."""
+
+ValueScript = Callable[[tuple[int, ...]], "float | None"]
+"""V of a prefix."""
+
+EOS = 0
+DELIMITER = 1
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """A made-up policy with problems to solve: every number is hashed from the tokens before it and the world's seed.
+
+    Next-token probabilities are a softmax of hashed logits. Every finished step has a hashed quality in [-1, 1]; a
+    solution is right when the qualities of its steps sum above zero; V is a noisy view of the sum so far. So values
+    carry information about outcomes, as a trained head's do, and `noise` sets how much.
+    """
+
+    seed: int = 0
+    words: int = 4
+    """Tokens besides EOS and the delimiter; at most 30."""
+    sharpness: float = 1.5
+    """Logits lie in [-sharpness, sharpness]."""
+    eos_bias: float = -1.0
+    """Added to the logit of EOS; lower means longer solutions."""
+    noise: float = 0.5
+    """Of the values; 0 makes V tell right from wrong at every finished solution."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.words <= 30:
+            raise ValueError(f"World.words is {self.words}; it must be between 1 and 30")
+
+    def complete(self, prefix: tuple[int, ...], seed: int, request: Request) -> Completion:
+        """One sample as the request asks for it: to the step's end, to EOS, or to the length limit."""
+        history = self._history(prefix)
+        tokens: list[int] = []
+        logprobs: list[float] = []
+        behaviour: list[float] = []
+        finish: Finish = "length"
+        while len(tokens) < request.max_tokens:
+            policy = self._log_softmax(history)
+            sampler = _sampler(policy, request.temperature, request.top_p)
+            token = _draw(sampler, _uniform(f"{seed}:{len(tokens)}".encode()))
+            tokens.append(token)
+            logprobs.append(policy[token])
+            behaviour.append(math.log(sampler[token]))
+            history.update(_bytes(token))
+            if token == EOS or (token == DELIMITER and request.delimiter is not None):
+                finish = "eos" if token == EOS else "step"
+                break
+        tempered = request.temperature != 1.0 or request.top_p < 1.0
+        return Completion(
+            tokens=tuple(tokens),
+            logprobs=tuple(logprobs),
+            finish=finish,
+            behaviour=tuple(behaviour) if tempered else None,
+            value=self.value(prefix + tuple(tokens)),
+        )
+
+    def value(self, prefix: Sequence[int]) -> float:
+        """V at the last token of `prefix`, in [-1, 1]."""
+        noise = self.noise * (2 * _uniform(self._history(prefix, "noise").digest()) - 1)
+        return math.tanh(self._quality(prefix) + noise)
+
+    def reward(self, prefix: Sequence[int]) -> float:
+        """+1 for a right solution, −1 for a wrong or an unfinished one; `prefix` is prompt and solution."""
+        return 1.0 if prefix and prefix[-1] == EOS and self._quality(prefix) > 0 else -1.0
+
+    def _quality(self, prefix: Sequence[int]) -> float:
+        history, total = self._history((), "quality"), 0.0
+        for token in prefix:
+            history.update(_bytes(token))
+            if token in (EOS, DELIMITER):
+                total += 2 * _uniform(history.digest()) - 1
+        return total
+
+    def _history(self, tokens: Sequence[int], of: str = "policy") -> hashlib.blake2b:
+        """A running hash of the tokens so far: what the world's next number depends on."""
+        history = hashlib.blake2b(f"{of}:{self.seed}:".encode(), digest_size=64)
+        history.update(b"".join(map(_bytes, tokens)))
+        return history
+
+    def _log_softmax(self, history: hashlib.blake2b) -> list[float]:
+        """Log-probs of the next token, shape (2 + words,)."""
+        noise = history.digest()
+        logits = []
+        for i in range(2 + self.words):
+            uniform = int.from_bytes(noise[2 * i : 2 * i + 2], "little") / 0xFFFF
+            logits.append(self.sharpness * (2 * uniform - 1))
+        logits[EOS] += self.eos_bias
+        log_total = math.log(math.fsum(map(math.exp, logits)))
+        return [logit - log_total for logit in logits]
+
+
+class ScriptedEngine:
+    """Answers requests from a script, deterministically, however they are batched, ordered or repeated.
+
+    Without arguments it plays `World()`. Arguments that make life hard for a driver, none of which changes a result:
+    `batch` requests finish a poll (None: all); `shuffle` seeds a random choice of which finish first; `latency` seconds
+    pass in every poll; `fail(request)` returns the error text of a request that is to fail, or None.
+    """
+
+    deterministic = True
+
+    def __init__(
+        self,
+        script: Script | None = None,
+        *,
+        value: ValueScript | None = None,
+        world: World | None = None,
+        has_values: bool = True,
+        max_context: int = 4096,
+        policy_version: int = 0,
+        batch: int | None = None,
+        shuffle: int | None = None,
+        latency: float = 0.0,
+        fail: Callable[[Request], str | None] | None = None,
+    ) -> None:
+        """`value` gives a script's V of prefixes (none without it). `world` is played where no script is."""
+        if batch is not None and batch < 1:
+            raise ValueError(f"batch is {batch}; it must be at least 1")
+        self.world = world or World()
+        self.has_values = has_values
+        self.max_context = max_context
+        self.policy_version = policy_version
+        self.cost = Cost()
+        self._script = script
+        self._value = value
+        self._batch = batch
+        self._order = None if shuffle is None else random.Random(shuffle)
+        self._latency = latency
+        self._fail = fail
+        self._waiting: list[Request] = []
+        self._ready: list[Result] = []
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._waiting) + len(self._ready)
+
+    def submit(self, requests: Iterable[Request]) -> None:
+        """Raises ValueError for a request whose id is in flight already or whose seeds are not one a sample."""
+        known = {r.id for r in self._waiting} | {r.request_id for r in self._ready}
+        for request in requests:
+            if request.id in known:
+                raise ValueError(f"request {request.id!r} is in flight already")
+            if len(request.seeds) != request.n:
+                raise ValueError(f"request {request.id!r}: {len(request.seeds)} seeds for {request.n} samples")
+            known.add(request.id)
+            self._waiting.append(request)
+
+    def poll(self) -> list[Result]:
+        if self._latency and self.in_flight:
+            time.sleep(self._latency)
+            self.cost.seconds += self._latency
+        results, self._ready = self._ready, []
+        if not results and self._waiting:
+            count = min(self._batch or len(self._waiting), len(self._waiting))
+            chosen = list(range(count))
+            if self._order is not None:
+                count = self._order.randint(1, count)
+                chosen = self._order.sample(range(len(self._waiting)), count)
+            results = [self._answer(self._waiting[i]) for i in chosen]
+            finished = set(chosen)
+            self._waiting = [r for i, r in enumerate(self._waiting) if i not in finished]
+        return results
+
+    def values(self, sequences: Sequence[Sequence[int]]) -> list[float]:
+        found = [self._prefix_value(tuple(sequence)) for sequence in sequences]
+        self.cost.scored_tokens += sum(map(len, sequences))
+        values = [v for v in found if v is not None]
+        if len(values) < len(found):
+            raise ModelError("this scripted engine has no values: give it value=… and has_values=True")
+        return values
+
+    def update(self, weights: Mapping[str, Any], version: int) -> None:
+        """Finish what is in flight under the old version. `weights["world"]`, if there, is the new world's seed."""
+        self._ready += [self._answer(request) for request in self._waiting]
+        self._waiting = []
+        self.policy_version = version
+        if "world" in weights:
+            self.world = replace(self.world, seed=int(weights["world"]))
+
+    def _answer(self, request: Request) -> Result:
+        error = self._fail(request) if self._fail else None
+        room = self.max_context - len(request.prefix)
+        if error is None and room < 1:
+            error = f"the prefix of {len(request.prefix)} tokens fills the context of {self.max_context}"
+        if error is not None:
+            return Result(request.id, (), error=error)
+        request = replace(request, max_tokens=min(request.max_tokens, room))
+        script = self._script or self.world.complete
+        want_value = request.want_value and self.has_values
+        completions = []
+        for seed in request.seeds:
+            completion = script(request.prefix, seed, request)
+            value = completion.value if want_value else None
+            completions.append(replace(completion, value=value, policy_version=self.policy_version))
+        self.cost.prefill_tokens += len(request.prefix)
+        self.cost.generated_tokens += sum(len(c.tokens) - sum(c.forced or ()) for c in completions)
+        return Result(request.id, tuple(completions), self._prefix_value(request.prefix) if want_value else None)
+
+    def _prefix_value(self, prefix: tuple[int, ...]) -> float | None:
+        if not self.has_values:
+            return None
+        if self._value is not None:
+            return self._value(prefix)
+        return self.world.value(prefix) if self._script is None else None
+
+
+def _sampler(policy: Sequence[float], temperature: float, top_p: float) -> list[float]:
+    """Probabilities that tokens are drawn with: tempered, cut to the nucleus, renormalised. Temperature 0 is greedy."""
+    if temperature == 0:
+        best = max(range(len(policy)), key=policy.__getitem__)
+        return [float(i == best) for i in range(len(policy))]
+    peak = max(policy)
+    weights = [math.exp((logprob - peak) / temperature) for logprob in policy]
+    total = math.fsum(weights)
+    left = top_p
+    for i in sorted(range(len(weights)), key=lambda i: (-weights[i], i)):
+        if left <= 0:
+            weights[i] = 0.0
+        else:
+            left -= weights[i] / total
+    total = math.fsum(weights)
+    return [w / total for w in weights]
+
+
+def _draw(probabilities: Sequence[float], uniform: float) -> int:
+    """Inverse of the cumulative distribution; the last possible token where rounding leaves a gap."""
+    drawn = 0
+    for i, p in enumerate(probabilities):
+        if p > 0:
+            drawn = i
+            if uniform < p:
+                break
+            uniform -= p
+    return drawn
+
+
+def _uniform(material: bytes) -> float:
+    """A number in [0, 1) hashed from bytes."""
+    return int.from_bytes(hashlib.blake2b(material, digest_size=8).digest()[:6], "little") / (1 << 48)
+
+
+def _bytes(token: int) -> bytes:
+    return token.to_bytes(8, "little", signed=True)

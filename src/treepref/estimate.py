@@ -1,0 +1,503 @@
+"""What a recipe will cost, before anything is spent: tokens, FLOPs, seconds and disk of each stage.
+
+Two figures each: *expected*, under the assumptions that `Assumptions` states and `render` prints, and an *upper
+bound*, where every simulation is spent, every step and solution is as long as allowed, no two samples are equal and no
+cached prefix is ever reused. Only a model's config is read, no weights; no problem is solved. Seconds come from a short
+probe of the machine and are rough: a factor of two either way.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from treepref.budget import GIGABYTE, budget_tokens
+from treepref.config import Recipe
+from treepref.errors import ModelError, TreeprefError
+from treepref.types import Cost
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+
+UTILISATION = 0.5
+"""Share of the probe's matrix-multiplication rate that a whole model reaches (attention, norms, memory traffic)."""
+OPS_PER_LAYER = 100
+"""Small tensor operations' worth of overhead a layer and forward pass; it is what tiny models spend their time on."""
+ROW_SECONDS = 1e-5
+"""Bookkeeping of one sampled token outside the model."""
+TOKEN_BYTES = 16
+"""Disk of one stored token: id, log-prob, the sampler's log-prob, and its share of the index."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """Size of a model, from its config alone."""
+
+    params: int
+    """Weights, tied ones counted once."""
+    kv_bytes_per_token: int
+    hidden: int
+    vocab: int
+    layers: int = 1
+    bytes_per_param: int = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Speed of a machine."""
+
+    flops: float
+    """FLOP/s of a large matrix multiplication in the model's dtype."""
+    bytes_per_second: float
+    """Memory bandwidth: every decoding pass reads all weights once."""
+    op_seconds: float
+    """Time to start one small tensor operation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assumptions:
+    """What the expected figures rest on."""
+
+    prompt_tokens: float
+    step_tokens: float
+    steps: float
+    """Steps of a typical solution."""
+    origin: str = "assumed: half of what the recipe allows"
+    """Where the three lengths come from."""
+    simulated: float = 0.8
+    """Share of the allowed samples that are drawn and differ: trees run out of open leaves, siblings coincide."""
+    useful: float = 0.5
+    """Share of the problems whose tree holds right and wrong solutions, and so gives pairs."""
+
+    def lines(self) -> list[str]:
+        return [
+            f"a prompt has {self.prompt_tokens:.0f} tokens, a step {self.step_tokens:.0f}, a solution {self.steps:.1f} "
+            f"steps ({self.origin})",
+            f"{self.simulated:.0%} of the simulations are spent, {self.useful:.0%} of the problems give pairs; "
+            "shared prefixes are computed once",
+            "FLOPs: 2 a weight and token forward, 6 in training, 4 with LoRA (Kaplan et al. 2020, arXiv 2001.08361, "
+            "section 2.1); attention is left out",
+            "upper bound: every simulation spent, every step as long as allowed, no prefix ever reused",
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class StageEstimate:
+    """One stage of one round, e.g. `round 1 search`."""
+
+    name: str
+    expected: Cost
+    upper: Cost
+
+
+@dataclass(slots=True)
+class Estimate:
+    """The cost of a whole run."""
+
+    stages: list[StageEstimate]
+    disk_expected: int
+    """Bytes."""
+    disk_upper: int
+    assumptions: Assumptions
+    has_rates: bool
+    """False: no rates were given, and every `seconds` is 0."""
+    over_budget: list[str] = field(default_factory=list)
+    """One line a budget that the expected figures or the upper bound exceed."""
+
+    @property
+    def expected(self) -> Cost:
+        return sum((stage.expected for stage in self.stages), Cost())
+
+    @property
+    def upper(self) -> Cost:
+        return sum((stage.upper for stage in self.stages), Cost())
+
+
+# ---- the formulas ----------------------------------------------------------------------------------------------------
+
+
+def estimate(
+    recipe: Recipe, *, model_info: ModelInfo, rates: Rates | None = None, assumptions: Assumptions | None = None
+) -> Estimate:
+    """Expected cost and upper bound of every stage of `recipe`. Without `rates` seconds are 0."""
+    assumed = assumptions or default_assumptions(recipe)
+    spend = _Spender(recipe, model_info, rates)
+    stages = []
+    if recipe.warmup.epochs:
+        stages.append(StageEstimate("warm-up", *_warmup(recipe, assumed, spend)))
+    stages.append(StageEstimate("round 0 eval", *_evaluation(recipe, assumed, spend, round=0)))
+    for round in range(1, recipe.rounds + 1):
+        stages.append(StageEstimate(f"round {round} search", *_search(recipe, assumed, spend, round)))
+        stages.append(StageEstimate(f"round {round} train", *_training(recipe, assumed, spend, round)))
+        stages.append(StageEstimate(f"round {round} eval", *_evaluation(recipe, assumed, spend, round)))
+    searched = [stage for stage in stages if stage.name.endswith("search")]
+    result = Estimate(
+        stages,
+        disk_expected=_disk(recipe, model_info, sum(s.expected.generated_tokens for s in searched)),
+        disk_upper=_disk(recipe, model_info, sum(s.upper.generated_tokens for s in searched)),
+        assumptions=assumed,
+        has_rates=rates is not None,
+    )
+    result.over_budget = _over_budget(recipe, result)
+    return result
+
+
+def default_assumptions(recipe: Recipe) -> Assumptions:
+    """Lengths where nothing is known of the problems: half of what the recipe allows, prompts of 100 tokens."""
+    return Assumptions(100, max(1.0, recipe.search.max_step_tokens / 2), max(1.0, (recipe.search.max_depth + 1) / 2))
+
+
+@dataclass(frozen=True, slots=True)
+class _Spender:
+    """Turns counts of tokens into a Cost."""
+
+    recipe: Recipe
+    info: ModelInfo
+    rates: Rates | None
+
+    def __call__(
+        self,
+        *,
+        rows: float = 1,
+        generated: float = 0,
+        prefill: float = 0,
+        cached: float = 0,
+        scored: float = 0,
+        trained: float = 0,
+    ) -> Cost:
+        """Cost of sampling `generated` tokens, `rows` at a time, and of the other tokens in large batches.
+
+        FLOPs: 2 a weight and token forward, twice that again backward (arXiv 2001.08361, section 2.1); with LoRA the
+        backward pass computes the gradients of activations only, which is half of it.
+        Seconds: a decoding pass takes the longer of computing its rows and reading all weights, and the overhead of
+        starting its operations; batched tokens take their FLOPs at the machine's rate.
+        """
+        backward = 2 if self.recipe.model.lora else 4
+        flops = self.info.params * (2 * (generated + prefill + scored) + (2 + backward) * trained)
+        seconds = 0.0
+        if self.rates:
+            rate = self.rates.flops * UTILISATION
+            overhead = self.rates.op_seconds * OPS_PER_LAYER * (self.info.layers + 1)
+            read = self.info.params * self.info.bytes_per_param / self.rates.bytes_per_second
+            passes = generated / max(1.0, rows)
+            seconds += passes * (max(rows * 2 * self.info.params / rate, read) + overhead) + generated * ROW_SECONDS
+            batched = 2 * (prefill + scored) + (2 + backward) * trained
+            packs = (prefill + scored + 3 * trained) / self.recipe.train.row_tokens
+            seconds += self.info.params * batched / rate + packs * overhead
+        return Cost(round(generated), round(prefill), round(cached), round(scored), round(trained), flops, seconds)
+
+
+def _warmup(recipe: Recipe, assumed: Assumptions, spend: _Spender) -> tuple[Cost, Cost]:
+    """SFT: labelled problems × epochs × (prompt + solution) tokens, all run forward and backward."""
+    sequences = recipe.task.splits.labelled * recipe.warmup.epochs
+    longest = recipe.search.max_depth * recipe.search.max_step_tokens
+    expected = spend(trained=sequences * (assumed.prompt_tokens + assumed.steps * assumed.step_tokens))
+    return expected, spend(trained=sequences * (assumed.prompt_tokens + longest))
+
+
+def _search(recipe: Recipe, assumed: Assumptions, spend: _Spender, round: int) -> tuple[Cost, Cost]:
+    """MCTS on every training problem.
+
+    generated = trees × simulations × children × step tokens; with `evaluate: rollout` one continuation of up to
+    `max_depth` steps more a simulation. Expected: × `simulated`, steps of `step_tokens`.
+    prefill: expected, each prompt once a tree; upper, the whole state of each expanded leaf anew.
+    scored: one token a finished step, for its value, from the second round on (the first has no value head).
+    """
+    search, trees = recipe.search, recipe.task.splits.train
+    samples = trees * search.simulations * search.children
+    in_flight = search.trees_in_flight * search.leaves_in_flight * search.children
+    rows = min(recipe.engine.max_rows, in_flight)
+    rollouts = trees * search.simulations if search.evaluate == "rollout" else 0
+    longest = search.max_depth * search.max_step_tokens
+    values = round > 1
+
+    drawn = assumed.simulated * samples
+    state = assumed.prompt_tokens + assumed.steps / 2 * assumed.step_tokens
+    expected = spend(
+        rows=rows,
+        generated=drawn * assumed.step_tokens + assumed.simulated * rollouts * assumed.steps / 2 * assumed.step_tokens,
+        prefill=trees * assumed.prompt_tokens,
+        cached=max(0.0, drawn * state - trees * assumed.prompt_tokens),
+        scored=drawn * values,
+    )
+    upper = spend(
+        rows=rows,
+        generated=samples * search.max_step_tokens + rollouts * longest,
+        prefill=(trees * search.simulations + rollouts) * (assumed.prompt_tokens + longest),
+        scored=samples * values,
+    )
+    return expected, upper
+
+
+def _training(recipe: Recipe, assumed: Assumptions, spend: _Spender, round: int) -> tuple[Cost, Cost]:
+    """Packed trees × epochs: every token of a tree that goes into a row, once.
+
+    Nodes of a tree, expected: with value targets about 1.5 a simulation (the visited ones), else those of its pairs and
+    their ancestors; at most all sampled steps (upper). Only problems with right and wrong solutions give pairs.
+    The reference is the sampler itself, whose log-probs are recorded; in later rounds under `reference: initial` it is
+    not, and scores the same tokens once more.
+    """
+    search, trees = recipe.search, recipe.task.splits.train
+    most_nodes = search.simulations * search.children
+    if recipe.train.objective == "svpo" and recipe.train.value_weight:
+        nodes = 1.5 * search.simulations * assumed.simulated
+    else:
+        nodes = 2 * recipe.pairs.max_per_tree + assumed.steps
+    nodes = min(nodes, most_nodes)
+    small = trees * assumed.useful * (assumed.prompt_tokens + nodes * assumed.step_tokens)
+    large = trees * (assumed.prompt_tokens + most_nodes * search.max_step_tokens)
+    rescored = recipe.train.reference == "initial" and round > 1 and recipe.train.objective != "sft"
+    epochs = recipe.train.epochs
+    return spend(trained=epochs * small, scored=small * rescored), spend(trained=epochs * large, scored=large)
+
+
+def _evaluation(recipe: Recipe, assumed: Assumptions, spend: _Spender, round: int) -> tuple[Cost, Cost]:
+    """Greedy and sampled solutions each round; what needs values (SBS, MCTS, scored samples) from round 1 on.
+
+    A problem: greedy 1 solution; `samples` (on the last round) or `samples_between` (before) solutions; SBS(B1, B2)
+    B1·B2 steps at each depth; MCTS simulations × children steps.
+    prefill: expected, the prompt once a method; upper, the whole state at each expansion.
+    """
+    ev, search, problems = recipe.eval, recipe.search, recipe.task.splits.eval
+    n = ev.samples if round == recipe.rounds else ev.samples_between
+    values = round > 0
+    widths = [b1 * b2 for b1, b2 in ev.sbs] if values else []
+    mcts = search.simulations * search.children if ev.mcts and values else 0
+    methods = 1 + (n > 0) + len(widths) + (mcts > 0)
+    rows = min(recipe.engine.max_rows, problems * max(1, n))
+    longest = search.max_depth * search.max_step_tokens
+
+    solution = min(ev.max_tokens, assumed.steps * assumed.step_tokens)
+    steps = sum(widths) * assumed.steps + assumed.simulated * mcts
+    expected = spend(
+        rows=rows,
+        generated=problems * ((1 + n) * solution + steps * assumed.step_tokens),
+        prefill=problems * methods * assumed.prompt_tokens,
+        cached=problems * n * assumed.prompt_tokens,
+        scored=problems * (n + steps) * values,
+    )
+    most_steps = sum(widths) * search.max_depth + mcts
+    expansions = sum(b1 for b1, _ in ev.sbs) * search.max_depth * values + (search.simulations if mcts else 0)
+    upper = spend(
+        rows=rows,
+        generated=problems * ((1 + n) * ev.max_tokens + most_steps * search.max_step_tokens),
+        prefill=problems * ((1 + n) * assumed.prompt_tokens + expansions * (assumed.prompt_tokens + longest)),
+        scored=problems * (1 + n + most_steps) * values,
+    )
+    return expected, upper
+
+
+def _disk(recipe: Recipe, info: ModelInfo, searched_tokens: int) -> int:
+    """Bytes: a model folder a round (and one after a warm-up), the last two training states (weights and AdamW's two
+    float32 moments; small with LoRA), the stored trees, and a few megabytes of tokenizer, report and log a round."""
+    weights = info.params * info.bytes_per_param
+    folders = recipe.rounds + (recipe.warmup.epochs > 0)
+    state = 0 if recipe.model.lora else weights + 8 * info.params
+    return folders * (weights + 5_000_000) + (2 * state if folders else 0) + searched_tokens * TOKEN_BYTES + 5_000_000
+
+
+def _over_budget(recipe: Recipe, result: Estimate) -> list[str]:
+    limits = recipe.budget
+    figures: list[tuple[str, float | None, float, float, Callable[[float], str]]] = [
+        ("tokens", limits.tokens, budget_tokens(result.expected), budget_tokens(result.upper), short),
+        ("seconds", limits.seconds, result.expected.seconds, result.upper.seconds, duration),
+        (
+            "disk_gb",
+            limits.disk_gb,
+            result.disk_expected / GIGABYTE,
+            result.disk_upper / GIGABYTE,
+            lambda gigabytes: f"{gigabytes:.3g} GB",
+        ),
+    ]
+    lines = []
+    for key, limit, expected, upper, show in figures:
+        if limit is None:
+            continue
+        if expected >= limit:
+            lines.append(
+                f"budget.{key} ({show(limit)}) is below the expected {show(expected)}: the run would stop early"
+            )
+        elif upper >= limit:
+            lines.append(f"budget.{key} ({show(limit)}) holds as expected, but not the upper bound {show(upper)}")
+    return lines
+
+
+# ---- facts about the model, the machine and the task -----------------------------------------------------------------
+
+
+def local_path(path: str) -> str:
+    """`model.path` as transformers takes it: `builtin:NAME` is a folder of the package's data."""
+    name = path.removeprefix("builtin:")
+    return path if name == path else str(resources.files("treepref") / "data" / name)
+
+
+def model_info(path: str, dtype: str = "float32") -> ModelInfo:
+    """Size of a model from its config: built without memory for weights (meta device).
+
+    Raises ModelError where there is no readable config.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    is_hub_id = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", path)
+    if not is_hub_id and not Path(local_path(path)).is_dir():
+        raise ModelError(f"model.path {path}: there is no such folder")
+    try:
+        config = AutoConfig.from_pretrained(local_path(path))
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"model.path {path}: its config cannot be read ({reason}); give a Hugging Face hub id or a model folder"
+        ) from None
+    text = config.get_text_config()
+    heads = text.num_attention_heads
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    return ModelInfo(
+        params=sum(parameter.numel() for parameter in model.parameters()),
+        kv_bytes_per_token=2 * text.num_hidden_layers * kv_heads * head_size * DTYPE_BYTES[dtype],
+        hidden=text.hidden_size,
+        vocab=text.vocab_size,
+        layers=text.num_hidden_layers,
+        bytes_per_param=DTYPE_BYTES[dtype],
+    )
+
+
+def measure_rates(device: str = "auto", dtype: str = "float32", seconds: float = 0.2) -> Rates:
+    """Probe the machine for well under a second: a large matrix product, a large copy, many small operations."""
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    synchronize = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    kind = getattr(torch, dtype)
+
+    def per_call(work: Callable[[], Any]) -> float:
+        work()
+        synchronize()
+        count, start = 0, time.perf_counter()
+        while True:
+            work()
+            count += 1
+            if count % 8 == 0 or not device.startswith("cuda"):
+                synchronize()
+                if time.perf_counter() - start >= seconds:
+                    return (time.perf_counter() - start) / count
+
+    try:
+        size = 512 if device == "cpu" else 4096
+        square = torch.ones(size, size, device=device, dtype=kind)
+        block = torch.ones(8 * 2**20, device=device, dtype=kind)
+        target = torch.empty_like(block)
+        small = torch.ones(8, 8, device=device, dtype=kind)
+        return Rates(
+            flops=2 * size**3 / per_call(lambda: square @ square),
+            bytes_per_second=2 * block.numel() * block.element_size() / per_call(lambda: target.copy_(block)),
+            op_seconds=per_call(lambda: small @ small),
+        )
+    except RuntimeError as error:
+        raise TreeprefError(f"model.device {device}: cannot be used: {str(error).splitlines()[0]}") from None
+
+
+def measured_assumptions(recipe: Recipe, problems: int = 64) -> Assumptions:
+    """Lengths of up to `problems` prompts, and of their rationales where there are any, in the model's tokens.
+
+    What cannot be measured (no tokenizer, no data, no rationales) is assumed, and `origin` says why.
+    """
+    import random
+
+    from transformers import AutoTokenizer
+
+    from treepref.models.text import encode_prompt, encode_solution
+    from treepref.tasks.loading import load_splits
+    from treepref.tasks.task import load_task
+
+    assumed = default_assumptions(recipe)
+    wanted = recipe.task.splits
+    few = {"labelled": min(wanted.labelled, problems), "train": min(wanted.train, problems), "eval": 1}
+    config = recipe.task.model_copy(update={"splits": wanted.model_copy(update=few)})
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(local_path(recipe.model.path))
+        task, splits = load_task(config), load_splits(config, recipe.seed)
+        prompts = [len(encode_prompt(tokenizer, task.prompt(p.question), config.chat)) for p in splits.train]
+    except (TreeprefError, OSError, ValueError, ImportError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        return replace(assumed, origin=f"{assumed.origin}; not measured: {reason}")
+    assumed = replace(assumed, prompt_tokens=sum(prompts) / len(prompts), origin="prompts measured, steps assumed")
+    texts = [task.solution_text(p, random.Random(p.id)) for p in (*splits.labelled, *splits.train) if p.rationale]
+    if not texts:
+        return assumed
+    steps = sum(len([line for line in text.split(config.delimiter) if line]) for text in texts)
+    tokens = sum(len(encode_solution(tokenizer, text)) for text in texts)
+    origin = f"measured on {len(prompts)} prompts and {len(texts)} rationales"
+    return replace(assumed, step_tokens=tokens / steps, steps=steps / len(texts), origin=origin)
+
+
+# ---- printing --------------------------------------------------------------------------------------------------------
+
+
+def short(number: float) -> str:
+    """`1.23M` of 1,234,567."""
+    for size, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= 0.9995 * size:
+            return f"{number / size:.3g}{letter}"
+    return f"{number:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """`2 h 05 min` of 7,500 seconds."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours / 24:.1f} days"
+
+
+def render(recipe: Recipe, result: Estimate, info: ModelInfo) -> RenderableType:
+    """The estimate as a table with its assumptions below, for a rich console."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"{recipe.name}: expected cost (upper bound)", title_justify="left")
+    table.add_column("stage")
+    for column in ("generated", "prefilled", "scored", "trained", "FLOPs", "time"):
+        table.add_column(column, justify="right")
+
+    def row(name: str, expected: Cost, upper: Cost, style: str = "") -> None:
+        cells = []
+        for key in ("generated_tokens", "prefill_tokens", "scored_tokens", "training_tokens", "flops"):
+            small, large = getattr(expected, key), getattr(upper, key)
+            cells.append(f"{short(small)} ({short(large)})" if large else "–")
+        time_cell = f"{duration(expected.seconds)} ({duration(upper.seconds)})" if result.has_rates else "–"
+        table.add_row(name, *cells, time_cell, style=style)
+
+    for stage in result.stages:
+        row(stage.name, stage.expected, stage.upper)
+    table.add_section()
+    row("whole run", result.expected, result.upper, "bold")
+    lines = [
+        f"model: {short(info.params)} weights, {short(info.kv_bytes_per_token)}B of key-value cache a token",
+        f"tokens together: {short(budget_tokens(result.expected))} ({short(budget_tokens(result.upper))})",
+        f"disk: {result.disk_expected / GIGABYTE:.3g} GB ({result.disk_upper / GIGABYTE:.3g} GB)",
+        *(f"· {line}" for line in result.assumptions.lines()),
+    ]
+    if result.has_rates:
+        lines.append("· time from a probe of this machine: rough, a factor of two either way")
+    set_limits = {key: value for key, value in recipe.budget.model_dump().items() if value is not None}
+    if not set_limits:
+        lines.append("budget: none set")
+    elif not result.over_budget:
+        lines.append("budget: the upper bound stays within it")
+    return Group(table, Text("\n".join(lines)), *(Text(f"! {line}", style="yellow") for line in result.over_budget))

@@ -1,0 +1,355 @@
+"""What a round achieved: rows of checked solutions in, the numbers of `results.json` out.
+
+Works on plain rows. It never runs a model, checks an answer or reads a file, and knows no tree; the estimators
+themselves are in `statistics.py`. docs/evaluation.md says what each number means.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from treepref import statistics
+from treepref.types import Cost
+
+Method = Literal["sc", "bon", "wvote"]
+"""Self-consistency (a vote), best-of-n by value, and the vote weighted by value."""
+
+REPORTED_K = 8
+"""The number of samples behind `sc@8`, `bon@8` and `wvote@8`."""
+
+SCHEMA = 1
+"""Version of results.json."""
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """One finished attempt at a problem: a greedy decode, one of n samples, or what a guided search answered."""
+
+    problem_id: str
+    sample: int
+    """0 … n−1; 0 where a method gives one solution a problem."""
+    correct: bool
+    answer: str | None
+    """The final answer in canonical form, which is what votes count. None: there is none that can be read."""
+    generated: int
+    """Tokens sampled for it; for a search, those of every candidate."""
+    scored: int = 0
+    """Tokens run through the model for values alone; 0 where values come with generation."""
+    value: float | None = None
+    """V at the last token, in [-1, 1]. None: no value head yet, or the sample was cut."""
+    finish: str = "eos"
+    text: str | None = None
+
+    @property
+    def tokens(self) -> int:
+        return self.generated + self.scored
+
+    def as_row(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Solution:
+        """Raises ValueError on a key that a solution does not have."""
+        unknown = row.keys() - {f.name for f in fields(cls)}
+        if unknown:
+            raise ValueError(
+                f"a stored solution of problem {row.get('problem_id')!r} has unknown keys {sorted(unknown)}"
+            )
+        return cls(**row)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """A method on a set of problems: by problem id, the score in [0, 1] and the tokens it took."""
+
+    score: Mapping[str, float]
+    tokens: Mapping[str, float]
+    draws: int
+    """Independent tries behind all scores together; above the number of problems where blocks were averaged."""
+
+    @property
+    def accuracy(self) -> float:
+        return math.fsum(self.score.values()) / len(self.score)
+
+    @property
+    def tokens_per_problem(self) -> float:
+        return math.fsum(self.tokens.values()) / len(self.tokens)
+
+    def entry(self) -> dict[str, Any]:
+        """One method's entry in results.json."""
+        return {
+            "accuracy": self.accuracy,
+            "n": len(self.score),
+            "interval": list(statistics.score_interval(list(self.score.values()), self.draws)),
+            "tokens_per_problem": self.tokens_per_problem,
+        }
+
+
+# ---------------- one solution a problem
+
+
+def single_scores(rows: Sequence[Solution] | None, *, needs_value: bool = True) -> Scores | None:
+    """Scores of a method that answers once a problem (greedy, SBS, MCTS); None without rows.
+
+    Scoring tokens count only where the method needs values. Raises ValueError where a problem comes twice.
+    """
+    if not rows:
+        return None
+    by_problem = {row.problem_id: row for row in rows}
+    if len(by_problem) < len(rows):
+        raise ValueError(f"{len(rows)} solutions for {len(by_problem)} problems: one a problem is expected")
+    return Scores(
+        score={key: float(row.correct) for key, row in by_problem.items()},
+        tokens={key: float(row.tokens if needs_value else row.generated) for key, row in by_problem.items()},
+        draws=len(by_problem),
+    )
+
+
+# ---------------- n samples a problem
+
+
+class Samples:
+    """n samples a problem. A sample that is missing (it failed) is a wrong one without answer, value or tokens."""
+
+    def __init__(self, rows: Iterable[Solution]) -> None:
+        """Raises ValueError where a sample of a problem comes twice."""
+        found: dict[str, dict[int, Solution]] = {}
+        for row in rows:
+            if found.setdefault(row.problem_id, {}).setdefault(row.sample, row) is not row:
+                raise ValueError(f"problem {row.problem_id!r}: sample {row.sample} is there twice")
+        self.n: int = max((max(samples) + 1 for samples in found.values()), default=0)
+        """Samples a problem."""
+        self.rows: dict[str, list[Solution | None]] = {
+            key: [samples.get(i) for i in range(self.n)] for key, samples in found.items()
+        }
+        """By problem id, in sample order; None where a sample is missing."""
+
+    @property
+    def present(self) -> list[Solution]:
+        return [row for rows in self.rows.values() for row in rows if row is not None]
+
+    @property
+    def has_values(self) -> bool:
+        return any(row.value is not None for row in self.present)
+
+    @property
+    def steps_of_k(self) -> list[int]:
+        """1, 2, 4, 8 … and n itself."""
+        powers = [2**i for i in range(self.n.bit_length()) if 2**i <= self.n]
+        return powers if not powers or powers[-1] == self.n else [*powers, self.n]
+
+
+def pick(block: Sequence[Solution | None], method: Method) -> Solution | None:
+    """The solution that a method delivers out of a block of samples; None where no sample has a readable answer.
+
+    For a vote it is the first sample with the winning answer. Ties go to what came first.
+    """
+    answered = [row for row in block if row is not None and row.answer is not None]
+    if method == "sc":
+        weighted = [(row, 1.0) for row in answered]
+    else:
+        # (V + 1) / 2 is the predicted chance of being right. Summing V itself would let one doubtful answer beat
+        # two that agree: negative V would count against agreement.
+        weighted = [(row, (row.value + 1) / 2) for row in answered if row.value is not None]
+    if not weighted:
+        return None
+    if method == "bon":
+        return max(weighted, key=lambda pair: pair[1])[0]
+    votes: dict[str | None, float] = {}
+    for row, weight in weighted:
+        votes[row.answer] = votes.get(row.answer, 0.0) + weight
+    winner = max(votes, key=lambda answer: votes[answer])
+    return next(row for row, _ in weighted if row.answer == winner)
+
+
+def sampled_scores(samples: Samples, method: Method, k: int) -> Scores | None:
+    """Scores of a method that has k samples a problem; None where there are fewer, or no values where it needs them.
+
+    A problem's score is the mean over the ⌊n/k⌋ disjoint blocks of k consecutive samples. Samples are independent,
+    so each block is an unbiased draw of the method at k, and none shares a sample with another. Self-consistency
+    needs no values, and pays for none.
+    """
+    if not samples.rows or k > samples.n or (method != "sc" and not samples.has_values):
+        return None
+    blocks = samples.n // k
+    score: dict[str, float] = {}
+    tokens: dict[str, float] = {}
+    for key, rows in samples.rows.items():
+        picked = [pick(rows[i * k : (i + 1) * k], method) for i in range(blocks)]
+        score[key] = sum(row is not None and row.correct for row in picked) / blocks
+        used = [row for row in rows[: blocks * k] if row is not None]
+        tokens[key] = sum(row.generated if method == "sc" else row.tokens for row in used) / blocks
+    return Scores(score, tokens, draws=blocks * len(score))
+
+
+def pass_at(samples: Samples) -> dict[str, float] | None:
+    """pass@k for k = 1, 2, 4, 8 …, n, averaged over problems; None without samples."""
+    if not samples.rows:
+        return None
+    right = [sum(row is not None and row.correct for row in rows) for rows in samples.rows.values()]
+    return {
+        str(k): math.fsum(statistics.pass_at_k(samples.n, c, k) for c in right) / len(right) for k in samples.steps_of_k
+    }
+
+
+def distinct_right(samples: Samples) -> dict[str, float] | None:
+    """Right solutions that differ in more than white space; None where texts were not kept.
+
+    methods: DPO-ST reports it beside pass@k, as the variety that self-training lives on.
+    """
+    if not any(row.text is not None for row in samples.present):
+        return None
+    counts = [
+        len({re.sub(r"\s+", " ", row.text).strip() for row in rows if row and row.correct and row.text is not None})
+        for rows in samples.rows.values()
+    ]
+    return {
+        "total": sum(counts),
+        "per_problem": sum(counts) / len(counts),
+        "solved_problems": sum(c > 0 for c in counts),
+    }
+
+
+def value_quality(samples: Samples) -> dict[str, Any]:
+    """How well V tells right solutions from wrong ones; every entry is None while there are no values.
+
+    `auc` is over all samples, so it also rewards knowing hard problems from easy ones; `auc_within` is the mean over
+    problems with both kinds, which is what best-of-n and SBS live on.
+    """
+    valued = [row for row in samples.present if row.value is not None]
+    if not valued:
+        return {"auc": None, "auc_within": None, "calibration": None, "calibration_error": None, "n": 0}
+    within = []
+    for rows in samples.rows.values():
+        scored = [row for row in rows if row is not None and row.value is not None]
+        within.append(statistics.auc([row.value or 0.0 for row in scored], [row.correct for row in scored]))
+    mixed = [a for a in within if a is not None]
+    values, outcomes = [row.value or 0.0 for row in valued], [row.correct for row in valued]
+    bins = statistics.calibration(values, outcomes)
+    return {
+        "auc": statistics.auc(values, outcomes),
+        "auc_within": math.fsum(mixed) / len(mixed) if mixed else None,
+        "calibration": [b.as_dict() for b in bins],
+        "calibration_error": statistics.calibration_error(bins),
+        "n": len(valued),
+    }
+
+
+# ---------------- at equal tokens
+
+
+def at_equal_tokens(method: Scores, samples: Samples) -> dict[str, Any] | None:
+    """A method against self-consistency at the same tokens a problem, on the same problems, with a paired interval.
+
+    Self-consistency between two measured k is interpolated linearly in log tokens, problem by problem. None where the
+    method's tokens lie outside the measured range.
+    """
+    curve = [s for k in samples.steps_of_k if (s := sampled_scores(samples, "sc", k)) is not None]
+    position = statistics.log_position(method.tokens_per_problem, [s.tokens_per_problem for s in curve])
+    if position is None:
+        return None
+    index, weight = position
+    lower, upper = curve[index].score, curve[min(index + 1, len(curve) - 1)].score
+    mixed = {key: (1 - weight) * lower[key] + weight * upper[key] for key in lower}
+    found = statistics.paired_difference(mixed, method.score)
+    if found is None:
+        return None
+    shared = mixed.keys() & method.score.keys()
+    return {
+        "sc_accuracy": math.fsum(mixed[key] for key in shared) / len(shared),
+        "difference": found.difference,
+        "interval": list(found.interval),
+        "n": found.n,
+    }
+
+
+def curves(samples: Samples, sbs: Mapping[tuple[int, int], Scores | None], mcts: Scores | None) -> dict[str, Any]:
+    """Accuracy against tokens: points over k for the sampled methods, one a width for SBS, and MCTS."""
+
+    def over_k(method: Method) -> list[dict[str, Any]] | None:
+        points = [(k, sampled_scores(samples, method, k)) for k in samples.steps_of_k]
+        return [{"k": k, **s.entry()} for k, s in points if s is not None] or None
+
+    def guided(scores: Scores) -> dict[str, Any]:
+        return {**scores.entry(), "equal_tokens": at_equal_tokens(scores, samples)}
+
+    widths = [{"b1": b1, "b2": b2, **guided(s)} for (b1, b2), s in sorted(sbs.items()) if s is not None]
+    return {
+        "sc": over_k("sc"),
+        "bon": over_k("bon"),
+        "wvote": over_k("wvote"),
+        "sbs": sorted(widths, key=lambda point: point["tokens_per_problem"]) or None,
+        "mcts": None if mcts is None else guided(mcts),
+    }
+
+
+# ---------------- a round, a run
+
+
+def round_summary(
+    greedy: Sequence[Solution] | None,
+    samples: Sequence[Solution] | None,
+    sbs: Mapping[tuple[int, int], Sequence[Solution] | None] | None,
+    mcts: Sequence[Solution] | None,
+    previous: Sequence[Solution] | None,
+    *,
+    number: int = 0,
+    first: Sequence[Solution] | None = None,
+) -> dict[str, Any]:
+    """One round's entry of results.json.
+
+    `samples` are n samples a problem; `sbs` maps (B1, B2) to one solution a problem; `previous` and `first` are the
+    greedy solutions of the round before and of round 0. What does not exist is None: no zero stands for it.
+    """
+    drawn = Samples(samples or ())
+    one = single_scores(greedy, needs_value=False)
+    beams = {width: single_scores(rows) for width, rows in (sbs or {}).items()}
+    beams.setdefault((2, 4), None)
+    tree = single_scores(mcts)
+
+    methods: dict[str, Scores | None] = {"greedy": one}
+    for method in ("sc", "bon", "wvote"):
+        methods[f"{method}@{REPORTED_K}"] = sampled_scores(drawn, method, REPORTED_K)
+    methods |= {f"sbs({b1},{b2})": scores for (b1, b2), scores in sorted(beams.items())}
+    methods["mcts"] = tree
+
+    paired = {
+        "greedy_vs_previous": _paired(single_scores(previous, needs_value=False), one),
+        "greedy_vs_first": _paired(single_scores(first, needs_value=False), one),
+    }
+    paired |= {f"{name}_vs_greedy": _paired(one, scores) for name, scores in methods.items() if name != "greedy"}
+    return {
+        "round": number,
+        "eval": {name: None if scores is None else scores.entry() for name, scores in methods.items()},
+        "pass@k": pass_at(drawn),
+        "distinct_right": distinct_right(drawn),
+        "paired": paired,
+        "value": value_quality(drawn),
+        "curves": curves(drawn, beams, tree),
+    }
+
+
+def results_document(
+    recipe: Mapping[str, Any], seed: int, rounds: Sequence[Mapping[str, Any]], cost: Cost | Mapping[str, float]
+) -> dict[str, Any]:
+    """The whole of results.json, as plain JSON. Raises ValueError where a number is NaN or infinite."""
+    document = {
+        "schema": SCHEMA,
+        "recipe": dict(recipe),
+        "seed": seed,
+        "rounds": [dict(entry) for entry in rounds],
+        "cost": cost.as_dict() if isinstance(cost, Cost) else dict(cost),
+    }
+    return json.loads(json.dumps(document, allow_nan=False))
+
+
+def _paired(a: Scores | None, b: Scores | None) -> dict[str, Any] | None:
+    """b − a as results.json holds it."""
+    found = None if a is None or b is None else statistics.paired_difference(a.score, b.score)
+    return None if found is None else found.as_dict()

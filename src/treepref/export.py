@@ -1,0 +1,174 @@
+"""A run's pairs as rows for other trainers: JSON lines with `prompt`, `chosen`, `rejected`, as TRL's DPOTrainer reads.
+
+The rows keep treepref's numbers as further columns, which TRL passes over. Knows trees and pairs; `export_trl` also the
+run's store and tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from treepref.config import Recipe
+from treepref.errors import ModelError, StoreError
+from treepref.estimate import local_path
+from treepref.preferences import visit_smoothing
+from treepref.store import Store
+from treepref.types import Pair, Tree
+
+Decode = Callable[[Sequence[int]], str]
+
+
+def trl_rows(
+    trees: Mapping[str, Tree] | Callable[[str], Tree | None],
+    pairs: Iterable[Pair],
+    decode: Decode,
+    *,
+    round: int | None = None,
+) -> Iterator[dict[str, Any]]:
+    """One row a pair. `trees` gives a tree by its key; `decode` gives the text of token ids.
+
+    `prompt` is all that comes before the two sides part (the problem's prompt and the shared steps), so that
+    `prompt + chosen` and `prompt + rejected` are exactly the decoded sequences, also where a token boundary cuts a
+    character. Further columns: `alpha` (label smoothing by visits, MCTS-DPO, arXiv 2405.00451; see
+    `preferences.visit_smoothing`) and `weight` = 1 − alpha, Q and visits of both sides, `round`, `problem_id`,
+    `policy_version`.
+    Raises StoreError for a pair whose tree or nodes are not there.
+    """
+    find = trees.get if isinstance(trees, Mapping) else trees
+    for pair in pairs:
+        tree = find(pair.tree)
+        if tree is None or max(*pair.winner, *pair.loser) >= len(tree.nodes):
+            raise StoreError(
+                f"pair {pair.id}: its tree is not in the run or lacks its nodes; run the pairs stage again"
+            )
+        shared = _shared_prefix(tree, pair)
+        before = decode(shared)
+        winner, loser = (decode([*shared, *_tokens(tree, side)]) for side in (pair.winner, pair.loser))
+        prompt = _common_start(before, winner, loser)
+        alpha = visit_smoothing(pair.visits_winner, pair.visits_loser)
+        yield {
+            "prompt": prompt,
+            "chosen": winner[len(prompt) :],
+            "rejected": loser[len(prompt) :],
+            "alpha": alpha,
+            "weight": 1 - alpha,
+            "q_chosen": pair.q_winner,
+            "q_rejected": pair.q_loser,
+            "visits_chosen": pair.visits_winner,
+            "visits_rejected": pair.visits_loser,
+            "round": round,
+            "problem_id": tree.problem_id,
+            "policy_version": tree.policy_version,
+        }
+
+
+def _common_start(*texts: str) -> str:
+    """The longest text that all of `texts` start with."""
+    low, high = min(texts), max(texts)  # in sorted order the first and the last differ earliest
+    length = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
+    return low[:length]
+
+
+def _shared_prefix(tree: Tree, pair: Pair) -> list[int]:
+    """Token ids of the prompt and of every step above the winner's first node."""
+    steps: list[tuple[int, ...]] = []
+    node = tree.nodes[pair.winner[0]].parent
+    while node is not None:
+        steps.append(node.tokens)
+        node = node.parent
+    return [*tree.prompt, *(token for step in reversed(steps) for token in step)]
+
+
+def _tokens(tree: Tree, nodes: Sequence[int]) -> list[int]:
+    return [token for index in nodes for token in tree.nodes[index].tokens]
+
+
+def text_decoder(tokenizer: Any) -> Decode:
+    """Decoding that keeps special tokens (the end of a solution is part of the choice) and every space.
+
+    A leading BOS is left out where the tokenizer puts one before any text by itself: it would stand there twice.
+    """
+    bos = tokenizer.bos_token_id
+    adds_bos = bos is not None and tokenizer("")["input_ids"][:1] == [bos]
+
+    def decode(ids: Sequence[int]) -> str:
+        kept = list(ids[1:]) if adds_bos and list(ids[:1]) == [bos] else list(ids)
+        return tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    return decode
+
+
+def export_run(run: Path, out_file: Path, *, round: int | None = None) -> int:
+    """`export_trl` with the run's own tokenizer: a round's folder has it, else the model that the recipe names.
+
+    Raises ModelError where no tokenizer can be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    with Store(run, read_only=True) as store:
+        if store.meta("recipe") is None:
+            raise StoreError(f"{run} holds no recipe: start it with `treepref run`")
+        recipe = Recipe.model_validate_json(json.dumps(store.meta("recipe")))
+        folders = sorted(folder for folder in run.glob("round-*") if (folder / "tokenizer_config.json").is_file())
+        path = str(folders[0]) if folders else local_path(recipe.model.path)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise ModelError(f"{path}: its tokenizer cannot be loaded ({reason})") from None
+        return export_trl(store, out_file, text_decoder(tokenizer), round=round)
+
+
+def export_trl(store: Store, out_file: Path, decode: Decode, *, round: int | None = None) -> int:
+    """Write the pairs of one round, or of all, to a JSON-lines file and return their number.
+
+    The file takes its name when it is complete. Raises StoreError where the run has no pairs, or cannot be written.
+    """
+    rounds = pair_rounds(store) if round is None else [round]
+    count = 0
+    partial = out_file.with_name(f"{out_file.name}.partial")
+    try:
+        out_file.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("w", encoding="utf-8") as stream:
+            for number in rounds:
+                trees = _TreeReader(store, f"round-{number}/search")
+                for row in trl_rows(trees, store.pairs(number), decode, round=number):
+                    stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    count += 1
+        if not count:
+            which = "" if round is None else f" of round {round}"
+            raise StoreError(f"{store.folder} has no pairs{which}; run `treepref pairs {store.folder}` first")
+        partial.replace(out_file)
+    except OSError as error:
+        raise StoreError(f"{out_file}: cannot be written: {error.strerror or error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return count
+
+
+class _TreeReader:
+    """Reads a stage's trees as pairs ask for them; pairs come sorted by tree, so the last one is kept."""
+
+    def __init__(self, store: Store, stage: str) -> None:
+        self._store, self._stage = store, stage
+        self._key: str | None = None
+        self._tree: Tree | None = None
+
+    def __call__(self, key: str) -> Tree | None:
+        if key != self._key:
+            self._key, self._tree = key, self._store.tree(self._stage, key)
+        return self._tree
+
+
+def pair_rounds(store: Store) -> list[int]:
+    """The rounds that have pairs, in order, as far as rounds follow each other from 1."""
+    rounds = []
+    number = 1
+    while store.count_pairs(number) or store.count_trees(f"round-{number}/search"):
+        if store.count_pairs(number):
+            rounds.append(number)
+        number += 1
+    return rounds

@@ -1,0 +1,119 @@
+"""The evaluation stage: decode held-out questions in every way that the recipe names, check, and sum up.
+
+Decoding sees questions without answers; problems come in only when the finished text is checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from treepref import decoding
+from treepref.decoding import Decoder
+from treepref.driver import Job, drive
+from treepref.errors import BudgetError
+from treepref.evaluation import Solution, round_summary
+from treepref.loops.session import Session
+from treepref.models.text import decode
+from treepref.progress import stage_progress
+from treepref.tasks.checking import Checker
+from treepref.types import Problem, Tree
+
+
+def evaluate(session: Session, version: int) -> None:
+    """Decode and check the eval split with policy `version`; its summary becomes a round of results.json.
+
+    Resumes at the expansion. Raises BudgetError where a limit stops it.
+    """
+    stage = f"round-{version}/eval"
+    if not session.begin(stage):
+        return
+    recipe, engine = session.recipe, session.serve(version)
+    last = version == recipe.rounds
+    todo = decoding.decoders(
+        recipe.eval,
+        recipe.search,
+        n=recipe.eval.samples if last else recipe.eval.samples_between,
+        values=engine.has_values,
+        context=engine.max_context,
+        delimiter=recipe.task.delimiter,
+    )
+    with session.task.checker() as checker:
+        for decoder in todo:
+            _run_decoder(session, version, decoder, checker)
+    summary = summarise(session, version, [d.name for d in todo])
+    with session.store.transaction():
+        session.store.set_meta(f"summary/{version}", summary)
+        session.store.finish_stage(stage)
+
+
+def _run_decoder(session: Session, version: int, decoder: Decoder, checker: Checker) -> None:
+    """One decoder over all questions that have no stored outcome yet."""
+    store, engine, recipe = session.store, session.serve(version), session.recipe
+    stage = f"round-{version}/eval/{decoder.name}"
+    if store.stage_done(stage):
+        return
+    store.start_stage(stage)
+    problems = {p.id: p for p in session.problems("eval")}
+    todo = [p.question for p in problems.values() if not store.has_outcome(stage, p.id)]
+    done = len(problems) - len(todo)
+    cost = engine.cost + type(engine.cost)()
+
+    def keep(job: Job) -> None:
+        rows = [s.as_row() for s in _check(job.tree, decoder, problems[job.tree.problem_id], checker, session)]
+        with store.transaction():
+            store.put_outcomes(stage, [(job.tree.problem_id, row["sample"], row) for row in rows])
+            store.finish_tree(stage, job.tree, keep=False)
+
+    trees = decoding.trees(decoder, todo, session.encode, version)
+    with stage_progress(f"round {version}: {decoder.name}", len(problems), unit="problems") as bar:
+        report = drive(
+            (Job(tree, decoder.search, judge=lambda tree, tokens: None) for tree in trees),
+            engine,
+            run_seed=recipe.seed,
+            trees_in_flight=max(1, recipe.engine.max_rows),
+            journal=store.journal(stage, version),
+            on_done=keep,
+            on_progress=lambda p: bar.update(done=done + p.trees, tokens=p.tokens),
+            stop=session.stop_reason(lambda: engine.cost - cost),
+        )
+    if report.stopped:
+        raise BudgetError(report.stopped)
+    store.finish_stage(stage)
+
+
+def _check(tree: Tree, decoder: Decoder, problem: Problem, checker: Checker, session: Session) -> Iterable[Solution]:
+    """The tree's answers against the problem's."""
+    policy = session.engine.policy
+    for sample, answer in enumerate(decoding.answers(decoder, tree)):
+        if answer is None or answer.finish != "eos":
+            generated, scored = (answer.generated, answer.scored) if answer else decoding.tree_tokens(tree)
+            yield Solution(problem.id, sample, False, None, generated, scored, finish="length")
+            continue
+        text = decode(policy.tokenizer, answer.tokens, policy.eos_ids)
+        verdict = checker.check(text, problem)
+        if verdict.error:
+            session.store.event(f"eval/{decoder.name}", "warning", f"problem {problem.id}: {verdict.error}")
+        yield Solution(
+            problem.id, sample, verdict.correct, verdict.answer, answer.generated, answer.scored, answer.value,
+            answer.finish, text,
+        )  # fmt: skip
+
+
+def solutions(session: Session, version: int, decoder: str) -> list[Solution]:
+    """Stored solutions of a decoder, by problem and sample."""
+    rows = session.store.outcomes(f"round-{version}/eval/{decoder}")
+    return [Solution.from_row(row) for _, _, row in rows]
+
+
+def summarise(session: Session, version: int, names: list[str]) -> dict[str, object]:
+    """A round's entry of results.json from its stored solutions."""
+    beams = {width: f"sbs({width[0]},{width[1]})" for width in session.recipe.eval.sbs}
+    return round_summary(
+        solutions(session, version, "greedy"),
+        solutions(session, version, "samples") if "samples" in names else None,
+        {width: solutions(session, version, name) for width, name in beams.items() if name in names},
+        solutions(session, version, "mcts") if "mcts" in names else None,
+        solutions(session, version - 1, "greedy") or None if version else None,
+        number=version,
+        first=solutions(session, 0, "greedy") or None if version else None,
+    )

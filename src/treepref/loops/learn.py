@@ -1,0 +1,175 @@
+"""The stages that change weights: the warm-up on labelled problems, and a round's training on its preferences."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import groupby
+from typing import Any
+
+from treepref.errors import BudgetError
+from treepref.loops.session import Session
+from treepref.models.policy import Policy, save_policy
+from treepref.models.text import encode_prompt, encode_solution
+from treepref.preferences import correct_paths, value_targets
+from treepref.progress import stage_progress
+from treepref.training.examples import Example, attach_reference, example_from_solution, example_from_tree
+from treepref.training.forward import PackedModel, model_scorer
+from treepref.training.learner import Learner, LearnerSettings
+from treepref.training.packing import max_positions
+from treepref.training.probe import check_packing
+from treepref.types import Cost, Pair, Tree
+
+PASS_TOKENS = 4096
+"""Tokens in one forward pass: several short rows are cheaper than a long one, for attention grows with a row's length."""
+SFT_SOLUTIONS = 4
+"""Right solutions of a tree that rejection-sampling fine-tuning learns from, at most."""
+
+
+def warm_up(session: Session) -> None:
+    """SFT of the recipe's model on the labelled problems; the result is policy 0. Nothing to do where epochs is 0."""
+    config = session.recipe.warmup
+    if not config.epochs or not session.begin("round-0/sft"):
+        return
+    policy = session.policy(0, lora=True)
+    examples = [e for epoch in range(config.epochs) for e in _labelled(session, policy, epoch)]
+    settings = LearnerSettings.from_warmup(
+        config, seed=session.recipe.seed, row_tokens=session.recipe.train.row_tokens, rows_per_pass=_rows(session)
+    )
+    _fit(session, "round-0/sft", policy, settings, examples, version=0, epochs=1, batch_tokens=config.batch_tokens)
+
+
+def _labelled(session: Session, policy: Policy, epoch: int) -> list[Example]:
+    """The labelled problems as prompt and solution, tokenised once and whole; each epoch draws its step sizes anew.
+
+    A solution longer than the context is reported and left out.
+    """
+    task, limit = session.task, policy.max_context
+    examples = []
+    for problem in session.problems("labelled"):
+        prompt = encode_prompt(policy.tokenizer, task.prompt(problem.question), session.recipe.task.chat)
+        rng = random.Random(f"{session.recipe.seed}/{epoch}/{problem.id}")
+        solution = encode_solution(policy.tokenizer, task.solution_text(problem, rng), policy.eos_id)
+        if len(prompt) + len(solution) > limit:
+            length = len(prompt) + len(solution)
+            message = f"problem {problem.id}: left out, {length} tokens are more than the model's context of {limit}"
+            session.store.event("round-0/sft", "warning", message)
+            continue
+        examples.append(example_from_solution(prompt, solution, id=f"{epoch}/{problem.id}"))
+    return examples
+
+
+def train(session: Session, round: int) -> None:
+    """One round's update: from policy round − 1 and the round's preferences to policy `round`."""
+    stage = f"round-{round}/train"
+    if not session.begin(stage):
+        return
+    config = session.recipe.train
+    policy = session.policy(round - 1, lora=True)
+    examples = tree_examples(session, round)
+    on_policy = config.objective == "sft" or _reference_version(session, round) == round - 1
+    if config.objective != "sft":
+        examples = _with_reference(session, round, policy, examples)
+    settings = LearnerSettings.from_train(config, seed=session.recipe.seed + round, rows_per_pass=_rows(session))
+    _fit(
+        session, stage, policy, settings, examples, version=round, epochs=config.epochs,
+        batch_trees=config.batch_trees, reference_is_policy=on_policy and config.objective != "sft",
+    )  # fmt: skip
+
+
+def tree_examples(session: Session, round: int) -> list[Example]:
+    """What the round's trees teach under the recipe's objective; trees that teach nothing are left out."""
+    config, store = session.recipe.train, session.store
+    by_tree = {key: list(found) for key, found in groupby(_by_tree(session, round), key=lambda pair: pair.tree)}
+    trees = store.trees(f"round-{round}/search")
+    examples = [_example(tree, by_tree.get(tree.key, []), config.objective, config.smoothing) for tree in trees]
+    return [e for e in examples if e.pairs or e.counts.values or e.counts.tokens]
+
+
+def _by_tree(session: Session, round: int) -> list[Pair]:
+    return sorted(session.store.pairs(round), key=lambda pair: (pair.tree, pair.id))
+
+
+def _example(tree: Tree, pairs: Sequence[Pair], objective: str, smoothing: Any) -> Example:
+    if objective == "sft":  # rejection-sampling fine-tuning: NLL of right solutions, no preference
+        return example_from_tree(tree, [], sft_paths=correct_paths(tree, SFT_SOLUTIONS))
+    targets = value_targets(tree) if objective == "svpo" else {}
+    return example_from_tree(tree, pairs, targets=targets, smoothing="none" if objective == "dpo" else smoothing)
+
+
+def _reference_version(session: Session, round: int) -> int:
+    return 0 if session.recipe.train.reference == "initial" else round - 1
+
+
+def _with_reference(session: Session, round: int, policy: Policy, examples: list[Example]) -> list[Example]:
+    """Reference log-probs: those recorded while sampling where they are the reference's, else computed here."""
+    version = _reference_version(session, round)
+    reference = policy if version == round - 1 else session.policy(version)
+    scorer = model_scorer(PackedModel(reference.model), row_tokens=session.recipe.train.row_tokens)
+    attached, report = attach_reference(examples, scorer, reference_version=version, seed=session.recipe.seed)
+    session.store.event(
+        f"round-{round}/train",
+        "info",
+        f"reference log-probs: {report.recorded} trees as recorded, {report.recomputed} recomputed; "
+        f"{report.checked} nodes checked, largest difference {report.worst:.1e}",
+    )
+    return attached
+
+
+def _fit(
+    session: Session,
+    stage: str,
+    policy: Policy,
+    settings: LearnerSettings,
+    examples: list[Example],
+    *,
+    version: int,
+    **how: Any,
+) -> None:
+    """Train, save the folder of `version`, and publish the weights to the engine in memory."""
+    check_packing(policy.model)
+    checkpoints = session.out / "checkpoints" / stage.replace("/", "-")
+    learner = Learner(policy.model, policy.value_head, settings)
+    steps: list[dict[str, float]] = session.store.meta(f"steps/{stage}", [])
+    stop = session.stop_reason(_training_cost(lambda: steps))
+    with stage_progress(stage.replace("/", ": "), None, unit="steps") as bar:
+
+        def on_step(metrics: dict[str, float]) -> None:
+            del steps[int(metrics["step"]) :]
+            steps.append({k: v for k, v in metrics.items()})
+            note = f"loss {metrics['loss']:.3f}"
+            bar.update(done=int(metrics["step"]) + 1, tokens=int(metrics["total_tokens"]), note=note)
+
+        result = learner.train(
+            examples, on_step=on_step, stop=lambda _: stop() is not None, checkpoints=checkpoints,
+            checkpoint_every=50, **how,
+        )  # fmt: skip
+    if result.stopped and result.steps < result.total_steps:
+        session.store.set_meta(f"steps/{stage}", steps)
+        raise BudgetError(stop() or "stopped")
+    policy.version = version
+    if learner.trains_values:
+        policy.values_trained = True
+    save_policy(policy, session.folder(version))
+    with session.store.transaction():
+        session.store.set_meta(f"steps/{stage}", steps)
+        session.store.add_cost(stage, Cost(training_tokens=result.tokens, flops=result.flops, seconds=result.seconds))
+        session.store.finish_stage(stage, {"steps": result.steps, "examples": len(examples)})
+    session.publish(policy)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def _training_cost(steps: Callable[[], Sequence[dict[str, float]]]) -> Callable[[], Cost]:
+    def cost() -> Cost:
+        done = steps()
+        if not done:
+            return Cost()
+        return Cost(training_tokens=int(done[-1]["total_tokens"]), seconds=done[-1]["seconds"])
+
+    return cost
+
+
+def _rows(session: Session) -> int:
+    return max(1, PASS_TOKENS // session.recipe.train.row_tokens)

@@ -1,0 +1,187 @@
+"""An open run: its recipe, store, task and models, each made when it is first needed.
+
+Knows where things are kept and which of them are done; the stages (stages.py) know what to do with them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import torch
+
+from treepref.budget import Budget
+from treepref.config import Recipe
+from treepref.errors import DataError, StoreError
+from treepref.models.policy import Policy, load_policy, merged_state_dict
+from treepref.models.text import decode, encode_prompt
+from treepref.recipe_io import LoadedRecipe, check_resume, dump_recipe
+from treepref.run_folder import land_file
+from treepref.store import Store
+from treepref.tasks.loading import load_splits
+from treepref.tasks.task import Task, load_task
+from treepref.types import Cost, Problem, Question, Tree
+
+if TYPE_CHECKING:
+    from treepref.engines.torch_engine import TorchEngine
+
+DISK_CHECK_TREES = 64
+"""The run's size on disk is measured once in so many stops asked for: walking the folder costs more than a token."""
+
+
+class Session:
+    """A run directory in use by this process alone. A context manager.
+
+    Raises, when opened: StoreError (locked, unsafe or foreign folder), RecipeError (the recipe may not change so),
+    DataError (problems that cannot be read).
+    """
+
+    def __init__(self, out: Path, loaded: LoadedRecipe | None = None) -> None:
+        """Open or begin the run in `out`; without a recipe the run must exist, and its own is used."""
+        self.store = Store(out, create=loaded is not None)
+        self.out = self.store.folder
+        try:
+            self.recipe = self._settle_recipe(loaded)
+            if self.recipe.engine.threads:
+                torch.set_num_threads(self.recipe.engine.threads)
+            self.task: Task = load_task(self.recipe.task)
+            self._store_problems()
+        except BaseException:
+            self.store.close()
+            raise
+        self.budget = Budget(self.recipe.budget)
+        self._engine: TorchEngine | None = None
+        self._since_disk_check = 0
+        self._disk_bytes = self.store.disk_bytes()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.store.close()
+
+    # -- recipe and problems
+
+    def _settle_recipe(self, loaded: LoadedRecipe | None) -> Recipe:
+        """The run's recipe; a changed one is taken over where that is allowed, elsewhere refused with a diff."""
+        known = self.store.meta("recipe")
+        if loaded is None:
+            if known is None:
+                raise StoreError(f"{self.store.folder} holds no recipe: start it with `treepref run`")
+            return Recipe.model_validate_json(json.dumps(known))
+        if known is not None:
+            for change in check_resume(Recipe.model_validate_json(json.dumps(known)), loaded.recipe):
+                self.store.event("run", "info", f"resumed with {change}")
+        scratch = self.store.scratch("recipe") / "recipe.yaml"
+        scratch.write_text(dump_recipe(loaded.recipe), encoding="utf-8")
+        land_file(scratch, self.store.folder / "recipe.yaml")
+        self.store.set_meta("recipe", loaded.recipe.model_dump(mode="json"))
+        return loaded.recipe
+
+    def _store_problems(self) -> None:
+        """Read the problems once; the run keeps them, so later lives do not depend on the source."""
+        if self.store.meta("problems") is not None:
+            return
+        splits = load_splits(self.recipe.task, self.recipe.seed)
+        for name in ("train", "eval"):
+            if not getattr(splits, name):
+                raise DataError(f"the {name} split has no problems: see task.path and task.splits in the recipe")
+        with self.store.transaction():
+            for name in ("labelled", "train", "eval"):
+                self.store.put_problems(name, getattr(splits, name))
+            for line in splits.skipped:
+                self.store.event("problems", "warning", line)
+            self.store.set_meta("problems", {n: len(getattr(splits, n)) for n in ("labelled", "train", "eval")})
+
+    def problems(self, split: str) -> Iterator[Problem]:
+        return self.store.problems(split)
+
+    # -- text and tokens
+
+    @contextmanager
+    def judge(self, split: str) -> Iterator[Callable[[Tree, tuple[int, ...]], float | None]]:
+        """Outcomes for training search: +1 for a right solution, −1 for a wrong one (AlphaMath, arXiv 2405.03553)."""
+        known = {p.id: p for p in self.problems(split)}
+        policy = self.engine.policy
+        with self.task.checker() as checker:
+
+            def judge(tree: Tree, tokens: tuple[int, ...]) -> float:
+                verdict = checker.check(decode(policy.tokenizer, tokens, policy.eos_ids), known[tree.problem_id])
+                if verdict.error:
+                    self.store.event("check", "warning", f"problem {tree.problem_id}: {verdict.error}")
+                return 1.0 if verdict.correct else -1.0
+
+            yield judge
+
+    def encode(self, question: Question) -> tuple[int, ...]:
+        """The question's prompt as token ids."""
+        return encode_prompt(self.engine.policy.tokenizer, self.task.prompt(question), self.recipe.task.chat)
+
+    # -- policies
+
+    def folder(self, version: int) -> Path:
+        """Where policy `version` is kept once it exists; version k is what round k ended with."""
+        return self.out / f"round-{version}"
+
+    def policy(self, version: int, *, lora: bool = False) -> Policy:
+        """Policy `version`, freshly loaded. Version 0 is the recipe's model, or what the warm-up made of it."""
+        model = self.recipe.model
+        path = str(self.folder(version)) if self.folder(version).is_dir() else model.path
+        if version and path == model.path:
+            raise StoreError(f"round {version} is not trained yet: {self.folder(version)} does not exist")
+        policy = load_policy(path, dtype=model.dtype, device=model.device, lora=model.lora if lora else None)
+        policy.version = version
+        return policy
+
+    @property
+    def engine(self) -> TorchEngine:
+        """The run's engine; `serve` says which policy it holds."""
+        if self._engine is None:
+            raise RuntimeError("no engine is serving: call serve(version) first")
+        return self._engine
+
+    def serve(self, version: int) -> TorchEngine:
+        """The engine with policy `version` in it, loaded from its folder unless it is there already."""
+        if self._engine is None or self._engine.policy_version != version:
+            from treepref.engines.torch_engine import TorchEngine
+
+            config = self.recipe.engine
+            self._engine = TorchEngine(
+                self.policy(version),
+                max_rows=config.max_rows,
+                cache_mb=config.cache_mb,
+                batch_invariant=config.batch_invariant,
+            )
+        return self._engine
+
+    def publish(self, policy: Policy) -> None:
+        """Hand a trained policy's weights to the engine in memory, if one is serving."""
+        if self._engine is not None:
+            self._engine.update(merged_state_dict(policy), policy.version)
+
+    # -- stages and limits
+
+    def begin(self, stage: str) -> bool:
+        """Start a stage, or go on with it; False where it is done already."""
+        return self.store.start_stage(stage).status != "done"
+
+    def spent(self) -> Cost:
+        return self.store.cost()
+
+    def stop_reason(self, running: Callable[[], Cost]) -> Callable[[], str | None]:
+        """A `stop` for long work: the budget's reason, where stored costs and `running` together reach a limit."""
+        stored = self.spent()
+
+        def stop() -> str | None:
+            self._since_disk_check += 1
+            if self.recipe.budget.disk_gb is not None and self._since_disk_check >= DISK_CHECK_TREES:
+                self._since_disk_check, self._disk_bytes = 0, self.store.disk_bytes()
+            return self.budget.check(stored + running(), self._disk_bytes)
+
+        return stop

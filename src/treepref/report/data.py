@@ -1,0 +1,47 @@
+"""What a report is made of: plain data that the caller has read from the run. No store, no model, no drawing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True)
+class ReportData:
+    """Everything in `report.html`. Lists may be empty and numbers None: a section without data says so."""
+
+    recipe: Mapping[str, Any]
+    """The recipe as run."""
+    results: Mapping[str, Any]
+    """results.json, as made by `evaluation.results_document`."""
+    steps: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    """Optimizer steps in order: `round`, `step`, `loss`, and the names of `objectives.HEALTH`. Others are ignored."""
+    pair_stats: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    """One a round, `round` first: any counts and means of the search and its pairs, shown as a table."""
+    trees: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    """To draw: `question`; `nodes` (`id`, `parent`, `text`, `q`, `visits`, `value`, `prior`, `reward`, `terminal`);
+    `pairs` (`winner`, `loser`: a node's id or a list of ids from the parting downwards; `q_winner`, `q_loser`).
+    Optional: `answer` (the right one), `problem_id`, `round`, `q_range`."""
+    events: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    """What was skipped or failed: `stage`, `level`, `message`, perhaps `count` (1 without it)."""
+
+
+@dataclass(frozen=True, slots=True)
+class EventGroup:
+    """Equal events together."""
+
+    stage: str
+    level: str
+    message: str
+    count: int
+
+
+def group_events(events: Iterable[Mapping[str, Any]]) -> list[EventGroup]:
+    """Equal events counted once, the most frequent first."""
+    counts: Counter[tuple[str, str, str]] = Counter()
+    for event in events:
+        key = (str(event.get("stage") or ""), str(event.get("level") or ""), str(event.get("message") or ""))
+        counts[key] += int(event.get("count") or 1)
+    return [EventGroup(*key, count) for key, count in counts.most_common()]

@@ -1,0 +1,233 @@
+"""Plotly figures from results.json and the training steps. Makes figures only: no file, no page, no theme.
+
+Text and grid colours are left to the page, which knows whether it is light or dark.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from treepref.report import numbers
+
+SECONDARY = "#d98a1f"
+PRIMARY = "#3b7ddd"
+NEUTRAL = "#8b93a1"
+METHOD_VALUE = numbers.METHOD_COLOURS["sbs"]
+
+PANELS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
+    (
+        "Loss and its terms",
+        (("loss", "loss"), ("preference", "preference"), ("value", "value"), ("margin", "margin"), ("sft", "SFT")),
+    ),
+    ("Reward margin β·h of the pairs", (("reward_margin", "margin"),)),
+    ("Pairs and values put in order", (("reward_accuracy", "policy"), ("value_rank_accuracy", "value head"))),
+    (
+        "Change of log-probability against the reference",
+        (("chosen_logratio", "chosen"), ("rejected_logratio", "rejected")),
+    ),
+    ("Share of pairs whose chosen step became less likely", (("chosen_fell", "chosen fell"),)),
+    ("KL from the reference, per token", (("kl", "KL"),)),
+    ("Value head: mean (V − Q)²", (("value_mse", "error"),)),
+    ("NLL of the right solutions, per token", (("nll", "NLL"),)),
+    ("Tokens of a pair's sides", (("chosen_tokens", "chosen"), ("rejected_tokens", "rejected"))),
+)
+"""Title of a panel, and the names in a training step that it shows with their labels."""
+
+_LINES = (PRIMARY, SECONDARY, "#12a37f", "#9b5de5", NEUTRAL)
+
+
+def accuracy_over_rounds(results: Mapping[str, Any]) -> go.Figure | None:
+    """Learning curves with 95 % intervals; None without a round."""
+    rounds = results["rounds"]
+    figure = _figure("round", "accuracy, %")
+    for method in ("greedy", "sc@8", "bon@8", "wvote@8", numbers.sbs_method(rounds), "mcts"):
+        found = [(entry["round"], entry["eval"].get(method)) for entry in rounds]
+        points = [(number, e) for number, e in found if e]
+        if points:
+            figure.add_trace(
+                _with_intervals(
+                    [number for number, _ in points],
+                    [e for _, e in points],
+                    numbers.title(method),
+                    numbers.family(method),
+                )
+            )
+    figure.update_xaxes(tickmode="array", tickvals=[entry["round"] for entry in rounds])
+    return figure if figure.data else None
+
+
+def accuracy_against_tokens(entry: Mapping[str, Any]) -> go.Figure | None:
+    """One round: what each method makes of a budget of tokens; None without samples and beams."""
+    curves = entry["curves"]
+    figure = _figure("tokens a problem (log scale)", "accuracy, %")
+    for method in ("sc", "bon", "wvote"):
+        if curves.get(method):
+            trace = _with_intervals(
+                [point["tokens_per_problem"] for point in curves[method]],
+                curves[method],
+                numbers.METHOD_NAMES[method],
+                method,
+            )
+            trace.text = [f"k = {point['k']}" for point in curves[method]]
+            figure.add_trace(trace)
+    if curves.get("sbs"):
+        trace = _with_intervals(
+            [point["tokens_per_problem"] for point in curves["sbs"]], curves["sbs"], numbers.METHOD_NAMES["sbs"], "sbs"
+        )
+        trace.text = [f"({point['b1']},{point['b2']})" for point in curves["sbs"]]
+        trace.mode, trace.textposition = "lines+markers+text", "top center"
+        figure.add_trace(trace)
+    for method, point in (("mcts", curves.get("mcts")), ("greedy", entry["eval"].get("greedy"))):
+        if point:
+            trace = _with_intervals([point["tokens_per_problem"]], [point], numbers.METHOD_NAMES[method], method)
+            trace.mode, trace.marker.symbol, trace.marker.size = "markers", "diamond", 11
+            figure.add_trace(trace)
+    if len(figure.data) < 2:
+        return None
+    ticks = [a * 10**b for b in range(7) for a in (1, 2, 5)]
+    figure.update_xaxes(type="log", tickvals=ticks, ticktext=[numbers.count(t) for t in ticks])
+    return figure
+
+
+def pass_at_k(results: Mapping[str, Any]) -> go.Figure | None:
+    """pass@k over k, a line a round; None without samples."""
+    figure = _figure("samples k", "pass@k, %")
+    rounds = [entry for entry in results["rounds"] if entry["pass@k"]]
+    for position, entry in enumerate(rounds):
+        ks = sorted(int(k) for k in entry["pass@k"])
+        last = position == len(rounds) - 1
+        figure.add_trace(
+            go.Scatter(
+                x=ks,
+                y=[100 * entry["pass@k"][str(k)] for k in ks],
+                name=f"round {entry['round']}",
+                mode="lines+markers",
+                line={
+                    "color": PRIMARY if last else NEUTRAL,
+                    "width": 2.5 if last else 1.6,
+                    "dash": _dash(position, last),
+                },
+            )
+        )
+    ticks = [2**i for i in range(11)]
+    figure.update_xaxes(type="log", tickvals=ticks, ticktext=[str(t) for t in ticks])
+    return figure if figure.data else None
+
+
+def calibration(value: Mapping[str, Any]) -> go.Figure | None:
+    """Predicted chance (V + 1)/2 against the share that was right; None while there are no values."""
+    bins = value.get("calibration")
+    if not bins:
+        return None
+    figure = _figure("predicted chance of being right, (V + 1)/2", "share that was right")
+    line = {"color": NEUTRAL, "width": 1.2, "dash": "dot"}
+    figure.add_trace(go.Scatter(x=[0, 1], y=[0, 1], mode="lines", line=line, name="perfect", hoverinfo="skip"))
+    most = max(b["n"] for b in bins)
+    figure.add_trace(
+        go.Scatter(
+            x=[b["predicted"] for b in bins],
+            y=[b["observed"] for b in bins],
+            mode="lines+markers",
+            name="value head",
+            text=[f"{b['n']} solutions" for b in bins],
+            marker={"size": [7 + 12 * math.sqrt(b["n"] / most) for b in bins], "color": METHOD_VALUE, "opacity": 0.9},
+            line={"color": METHOD_VALUE, "width": 2},
+            error_y=_bars([b["observed"] for b in bins], [b["interval"] for b in bins], METHOD_VALUE),
+        )
+    )
+    figure.update_xaxes(range=[-0.03, 1.03])
+    figure.update_yaxes(range=[-0.03, 1.03])
+    return figure
+
+
+def training_panels(steps: Sequence[Mapping[str, Any]]) -> list[tuple[str, go.Figure]]:
+    """(title, figure) of every panel for which something was logged; steps run on over rounds, marked by a line."""
+    starts = [i for i, step in enumerate(steps) if i and step.get("round") != steps[i - 1].get("round")]
+    panels = []
+    for panel, series in PANELS:
+        figure = _figure("optimizer step", None)
+        present = [(name, label) for name, label in series if any(step.get(name) is not None for step in steps)]
+        for position, (name, label) in enumerate(present):
+            values = [step.get(name) for step in steps]
+            figure.add_trace(
+                go.Scatter(
+                    x=list(range(1, len(steps) + 1)),
+                    y=[v if v is not None and math.isfinite(v) else None for v in values],
+                    mode="lines" if len(steps) > 1 else "markers",
+                    name=label,
+                    line={"color": _LINES[position % len(_LINES)], "width": 1.8},
+                )
+            )
+        if not present:
+            continue
+        for start in starts:
+            figure.add_vline(x=start + 0.5, line={"color": NEUTRAL, "width": 1, "dash": "dot"})
+        figure.update_layout(showlegend=len(present) > 1, margin={"l": 48, "r": 12, "t": 8, "b": 40}, height=230)
+        panels.append((panel, figure))
+    return panels
+
+
+def compare_plot(runs: Mapping[str, Mapping[str, Any]], method: str = "greedy") -> go.Figure:
+    """One method over rounds for several runs: name → results.json's content."""
+    figure = _figure("round", f"{numbers.title(method)} accuracy, %")
+    palette = list(numbers.METHOD_COLOURS.values())
+    for position, (name, results) in enumerate(runs.items()):
+        points = [(entry["round"], e) for entry in results["rounds"] if (e := entry["eval"].get(method))]
+        trace = _with_intervals([number for number, _ in points], [e for _, e in points], name, "greedy")
+        colour = palette[position % len(palette)]
+        trace.line.color = trace.marker.color = trace.error_y.color = colour
+        figure.add_trace(trace)
+    return figure
+
+
+def _figure(x: str, y: str | None) -> go.Figure:
+    figure = go.Figure()
+    figure.update_layout(
+        template="none",
+        height=360,
+        margin={"l": 56, "r": 16, "t": 12, "b": 48},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left"},
+        hovermode="closest",
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+    )
+    figure.update_xaxes(title={"text": x, "standoff": 8}, zeroline=False, showline=True, ticks="outside", ticklen=4)
+    figure.update_yaxes(title={"text": y, "standoff": 6}, zeroline=False, automargin=True)
+    return figure
+
+
+def _with_intervals(x: Sequence[float], entries: Sequence[Mapping[str, Any]], name: str, method: str) -> go.Scatter:
+    """A line in a method's colour through accuracies in percent, with their intervals."""
+    colour = numbers.METHOD_COLOURS[method]
+    y = [100 * entry["accuracy"] for entry in entries]
+    intervals = [[100 * bound for bound in entry["interval"]] for entry in entries]
+    return go.Scatter(
+        x=list(x),
+        y=y,
+        name=name,
+        mode="lines+markers",
+        line={"color": colour, "width": 2.4},
+        marker={"color": colour, "size": 7},
+        error_y=_bars(y, intervals, colour),
+        hovertemplate="%{y:.1f}<br>%{x:.4~g}<br>%{text}",
+    )
+
+
+def _bars(y: Sequence[float], intervals: Sequence[Sequence[float]], colour: str) -> dict[str, Any]:
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [max(0.0, high - v) for v, (_, high) in zip(y, intervals, strict=True)],
+        "arrayminus": [max(0.0, v - low) for v, (low, _) in zip(y, intervals, strict=True)],
+        "color": colour,
+        "thickness": 1.1,
+        "width": 3,
+    }
+
+
+def _dash(position: int, last: bool) -> str:
+    return "solid" if last else ("dot", "dash", "dashdot")[position % 3]

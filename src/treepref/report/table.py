@@ -1,0 +1,134 @@
+"""The table at the end of a run, in at most 100 columns of a terminal. Reads results.json's content alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from treepref.report import numbers
+from treepref.report.data import group_events
+
+WIDTH = 100
+SHOWN_EVENTS = 6
+
+
+def print_results(
+    results: Mapping[str, Any], events: Iterable[Mapping[str, Any]] = (), console: Console | None = None
+) -> None:
+    """Rounds, cost, and what was skipped or failed."""
+    console = console or Console()
+    console.print(results_table(results))
+    for line in footnotes(results):
+        console.print(Text(line, style="dim"))
+    console.print(Text(cost_line(results["cost"])))
+    for line in event_lines(events):
+        console.print(Text(line), overflow="fold")
+
+
+def results_table(results: Mapping[str, Any]) -> Table:
+    """A round a row: accuracy in percent, beneath it the interval or the tokens a problem."""
+    rounds = results["rounds"]
+    sbs = numbers.sbs_method(rounds)
+    methods = ["sc@8", "bon@8", "wvote@8", sbs]
+    if any(entry["eval"].get("mcts") for entry in rounds):
+        methods.append("mcts")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, title_justify="left", title_style="bold")
+    table.title = "Accuracy in % on held-out problems (beneath: 95 % interval; tokens a problem)"
+    table.add_column("round", justify="right", no_wrap=True)
+    table.add_column("greedy", justify="right", no_wrap=True)
+    for method in methods:
+        table.add_column(method, justify="right", no_wrap=True)
+    table.add_column("pass@1/8", justify="right", no_wrap=True)
+    table.add_column("Δ greedy", justify="right", no_wrap=True)
+    for entry in rounds:
+        greedy = entry["eval"].get("greedy")
+        passed = entry["pass@k"]
+        change = entry["paired"].get("greedy_vs_previous")
+        tokens = f"{numbers.count(greedy['tokens_per_problem'])} tok" if greedy else numbers.NONE
+        interval = numbers.percent_interval(greedy["interval"]) if greedy else numbers.NONE
+        table.add_row(
+            str(entry["round"]),
+            _cell(numbers.percent(greedy and greedy["accuracy"]), interval, tokens, style="bold"),
+            *(_method_cell(entry["eval"].get(method)) for method in methods),
+            f"{numbers.percent(passed.get('1'))}/{numbers.percent(passed.get('8'))}" if passed else numbers.NONE,
+            _cell(
+                numbers.points(change),
+                numbers.points_interval(change) if change else "",
+                style=_change_style(change),
+            ),
+        )
+    return table
+
+
+def footnotes(results: Mapping[str, Any]) -> list[str]:
+    """What the last row adds up to: the whole run's change, and step beam search at equal tokens."""
+    if not results["rounds"]:
+        return ["No round was evaluated."]
+    last = results["rounds"][-1]
+    lines = ["Δ greedy: percentage points against the round before, on the same problems, 95 % paired interval."]
+    whole = last["paired"].get("greedy_vs_first")
+    if whole and len(results["rounds"]) > 2:
+        lines.append(f"Over all rounds: greedy {numbers.points(whole)} {numbers.points_interval(whole)}.")
+    for point in last["curves"].get("sbs") or []:
+        equal = point["equal_tokens"]
+        if equal and f"sbs({point['b1']},{point['b2']})" == numbers.sbs_method(results["rounds"]):
+            lines.append(
+                f"sbs({point['b1']},{point['b2']}) against self-consistency at equal tokens "
+                f"({numbers.count(point['tokens_per_problem'])} a problem): "
+                f"{numbers.points(equal)} {numbers.points_interval(equal)}."
+            )
+    return lines
+
+
+def cost_line(cost: Mapping[str, float]) -> str:
+    """Tokens by what was done for them, FLOPs, time."""
+    tokens = ", ".join(
+        f"{numbers.count(cost.get(f'{kind}_tokens'))} {label}"
+        for kind, label in (
+            ("generated", "generated"),
+            ("prefill", "prefilled"),
+            ("cached", "cached"),
+            ("scored", "scored"),
+            ("training", "trained"),
+        )
+    )
+    return f"Cost: {tokens} tokens; {numbers.flops(cost.get('flops'))} FLOPs; {numbers.duration(cost.get('seconds'))}"
+
+
+def event_lines(events: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Skips and failures, equal ones together, the most frequent first."""
+    groups = group_events(events)
+    if not groups:
+        return ["Nothing was skipped and nothing failed."]
+    lines = [f"Skipped or failed: {sum(g.count for g in groups)} (all of them are in report.html)"]
+    for group in groups[:SHOWN_EVENTS]:
+        message = " ".join(group.message.split())
+        line = f"  {group.count:>6} × {group.stage}: {message}"
+        lines.append(line if len(line) <= WIDTH else line[: WIDTH - 1] + "…")
+    if len(groups) > SHOWN_EVENTS:
+        lines.append(f"         and {len(groups) - SHOWN_EVENTS} other kinds")
+    return lines
+
+
+def _method_cell(entry: Mapping[str, Any] | None) -> Text:
+    if not entry:
+        return Text(numbers.NONE, style="dim")
+    return _cell(numbers.percent(entry["accuracy"]), "", f"{numbers.count(entry['tokens_per_problem'])} tok")
+
+
+def _cell(first: str, *below: str, style: str = "") -> Text:
+    text = Text(first, style=style)
+    for line in below:
+        text.append(f"\n{line}", style="not bold dim")
+    return text
+
+
+def _change_style(change: Mapping[str, Any] | None) -> str:
+    if change is None or not numbers.is_clear(change):
+        return ""
+    return "green" if change["difference"] > 0 else "red"

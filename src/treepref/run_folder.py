@@ -1,0 +1,184 @@
+"""What keeps a run's folder sound: its lock, a check of its file system, files that land by rename, errors for people.
+
+Knows nothing of what is in the folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import shutil
+import socket
+import sqlite3
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+from treepref.errors import StoreError
+
+NETWORK_FILE_SYSTEMS = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "ncpfs", "afs", "davfs", "vboxsf", "prl_fs", "fuse.sshfs", "fuse.s3fs"}
+    | {"fuse.rclone", "fuse.gcsfuse", "fuse.davfs2", "fuse.smbnetfs", "fuse.vmhgfs-fuse"}
+)
+"""Types (third column of /proc/mounts) on which SQLite's WAL (shared memory between processes) or locks do not hold."""
+
+
+def mount_type(path: Path, mounts: str) -> str | None:
+    """Type of the file system that holds `path`, from the text of /proc/mounts; None where no line fits."""
+    best, found = -1, None
+    for line in mounts.splitlines():
+        columns = line.split()
+        if len(columns) < 3:
+            continue
+        point = re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), columns[1])  # a space stands as \040
+        if (path == Path(point) or Path(point) in path.parents) and len(point) >= best:
+            best, found = len(point), columns[2]
+    return found
+
+
+def refuse_network(folder: Path) -> None:
+    mounts = Path("/proc/mounts")
+    if not mounts.is_file():  # not Linux: the probes of lock and WAL have to do
+        return
+    kind = mount_type(folder.resolve(), mounts.read_text(errors="replace"))
+    if kind in NETWORK_FILE_SYSTEMS:
+        raise StoreError(
+            f"{folder} lies on a file system of type {kind}, where locks and SQLite's write-ahead log do not hold: "
+            "choose an --out folder on a local disk and copy the run afterwards"
+        )
+
+
+_held_locks: weakref.WeakSet[RunLock] = weakref.WeakSet()
+
+
+class RunLock:
+    """An exclusive flock on `run.lock`, whose text names the holder. The kernel frees it however the process ends."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd: int | None = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            self._take(path)
+        except BaseException:
+            self.close()
+            raise
+        _held_locks.add(self)
+
+    def _take(self, path: Path) -> None:
+        assert self._fd is not None
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = path.read_text(errors="replace").strip() or "another process"
+            raise StoreError(
+                f"the run {path.parent} is in use by {holder}: wait until it ends, or stop it, or choose another --out"
+            ) from None
+        except OSError as error:
+            raise StoreError(f"{path} cannot be locked ({error.strerror}): choose a folder on a local disk") from error
+        second = os.open(path, os.O_RDWR)
+        try:  # the lock must keep a second holder out, or two processes could write the same run
+            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pass
+        else:
+            raise StoreError(f"locks on {path} keep nobody out on this file system: choose a folder on a local disk")
+        finally:
+            os.close(second)
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+
+    def close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+def _forget_locks_in_child() -> None:
+    # A forked worker shares the lock; if it outlived a killed parent, it would keep the run locked.
+    for lock in list(_held_locks):
+        lock.close()
+
+
+os.register_at_fork(after_in_child=_forget_locks_in_child)
+
+
+_KEPT = "Everything committed before is kept"
+
+
+def _full(folder: Path) -> str:
+    return f"the disk that holds {folder} is full. {_KEPT}: free some space and run the same command again"
+
+
+@contextlib.contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """What the operating system says of the folder, as a StoreError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreError(_full(folder)) from error
+        raise StoreError(f"{error.filename or folder}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def sqlite_errors(folder: Path) -> Iterator[None]:
+    """What SQLite says of the folder's run.db, as a StoreError that says what to do."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        text = str(error)
+        if "disk is full" in text:
+            said = _full(folder)
+        elif "disk I/O error" in text:
+            said = f"{folder}/run.db could not be read or written ({text}): check the disk and its free space. {_KEPT}"
+        elif "not a database" in text or "malformed" in text:
+            said = f"{folder}/run.db is not a sound treepref database ({text})"
+        elif "locked" in text:
+            said = f"{folder}/run.db is locked by a program that does not belong to this run"
+        elif isinstance(error, sqlite3.IntegrityError):
+            said = f"{folder}/run.db has that row already ({text})"
+        else:
+            said = f"{folder}/run.db: {text}"
+        raise StoreError(said) from error
+
+
+def _fsync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def land_file(tmp: Path, final: Path) -> Path:
+    """Move a finished file to its name: there is the old content or the new one, never half. Raises StoreError."""
+    with disk_errors(final.parent):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _fsync(tmp)
+        os.replace(tmp, final)
+        _fsync(final.parent)
+    return final
+
+
+def land_folder(tmp: Path, final: Path) -> Path:
+    """Move a finished folder to its name, in place of one that a killed attempt left. Raises StoreError.
+
+    Write the row that speaks of it afterwards: a folder without its row counts as not there.
+    """
+    with disk_errors(final.parent):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        for root, _, names in os.walk(tmp):
+            for name in names:
+                _fsync(Path(root) / name)
+            _fsync(Path(root))
+        if final.exists():  # a rename replaces no full folder
+            old = tmp.with_name(tmp.name + ".replaced")
+            os.rename(final, old)
+            os.rename(tmp, final)
+            shutil.rmtree(old)
+        else:
+            os.rename(tmp, final)
+        _fsync(final.parent)
+    return final

@@ -1,0 +1,345 @@
+"""Operations on a tree that every search shares: grow, exhaust, measure, snapshot, digest.
+
+Knows what a node holds, not which node is chosen next nor how returns are backed up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+
+from treepref.errors import ModelError, TreeprefError
+from treepref.search.base import Expansion, node_path, path_nodes
+from treepref.search.rules import FAILED, Prior, leaf_value, mean_logprob
+from treepref.types import Completion, Finish, Node, Tree
+
+FINISHES: tuple[Finish, ...] = get_args(Finish)
+"""A node's finish is stored as its position here."""
+
+
+# ---------------------------------------------------------------------------------------------------- walking
+
+
+def ancestors(node: Node) -> Iterator[Node]:
+    """`node`, its parent, and so on up to the root."""
+    current: Node | None = node
+    while current is not None:
+        yield current
+        current = current.parent
+
+
+def tokens_left(tree: Tree, node: Node, max_tokens: int | None, max_context: int | None) -> int:
+    """Tokens that may still follow `node` within the longest solution and the longest prompt + solution (None: any)."""
+    if max_tokens is None and max_context is None:
+        return sys.maxsize
+    used = sum(len(n.tokens) for n in ancestors(node))
+    solution = sys.maxsize if max_tokens is None else max_tokens - used
+    context = sys.maxsize if max_context is None else max_context - len(tree.prompt) - used
+    return min(solution, context)
+
+
+def is_finished(node: Node) -> bool:
+    """Whether the solution ends here by the policy's own decision (EOS), not by a limit."""
+    return node.terminal and node.finish == "eos"
+
+
+def path_mean_logprob(node: Node) -> float:
+    """Mean log-prob of all unforced tokens from the root through `node`."""
+    chosen: list[float] = []
+    for n in path_nodes(node):
+        chosen.extend(
+            n.logprobs if n.forced is None else (lp for lp, f in zip(n.logprobs, n.forced, strict=True) if not f)
+        )
+    return mean_logprob(chosen)
+
+
+def best_first(nodes: Sequence[Node]) -> list[Node]:
+    """Nodes by V, highest first (none counts as 0); ties: the likelier solution so far, then the older node."""
+    equals = Counter(map(leaf_value, nodes))  # log-probs are summed for ties alone: this runs at every step of a beam
+
+    def key(node: Node) -> tuple[float, float, int]:
+        value = leaf_value(node)
+        return -value, -path_mean_logprob(node) if equals[value] > 1 else 0.0, node.index
+
+    return sorted(nodes, key=key)
+
+
+def best_solution(tree: Tree) -> Node | None:
+    """The answer at inference: the finished solution with the highest V; rewards are not looked at. None without one.
+
+    Ties go to the higher mean log-prob of the whole solution, then to the older node.
+    """
+    return next(iter(best_first([n for n in tree.nodes if is_finished(n)])), None)
+
+
+class TreeSize(NamedTuple):
+    nodes: int
+    """The root included."""
+    tokens: int
+    """Of all nodes, without the prompt."""
+    depth: int
+    """Of the deepest node; the root's is 0."""
+    finished: int
+    """Distinct solutions that ended with EOS."""
+
+
+def tree_size(tree: Tree) -> TreeSize:
+    return TreeSize(
+        nodes=len(tree.nodes),
+        tokens=sum(len(n.tokens) for n in tree.nodes),
+        depth=max(n.depth for n in tree.nodes),
+        finished=sum(map(is_finished, tree.nodes)),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- growing
+
+
+def mark_pending(node: Node, change: int) -> None:
+    """Count an expansion that went out (+1) or came back (−1) on the way from `node` to the root.
+
+    A tell that nobody asked for (a journal replayed straight into `tell`) finds nothing pending and changes nothing.
+    """
+    if change < 0 and not node.pending:
+        return
+    for n in ancestors(node):
+        n.pending += change
+
+
+def mark_exhausted(node: Node) -> None:
+    """Pass exhaustion upward: a node is exhausted when it is terminal, or expanded with every child exhausted."""
+    for n in ancestors(node):
+        if not (n.terminal or (n.expanded and all(child.exhausted for child in n.children))):
+            return
+        n.exhausted = True
+
+
+def add_children(tree: Tree, parent: Node, completions: Sequence[Completion], prior: Prior) -> list[Node]:
+    """One child for each distinct completion; returns the child of each completion, in order, repeated where merged.
+
+    Siblings with equal tokens are one child: `samples` counts them, and the first one's log-probs and value stay.
+    """
+    siblings = {child.tokens: child for child in parent.children}
+    made = []
+    for completion in completions:
+        child = siblings.get(completion.tokens)
+        if child is None:
+            child = Node(
+                index=len(tree.nodes),
+                parent=parent,
+                tokens=completion.tokens,
+                logprobs=completion.logprobs,
+                behaviour=completion.behaviour,
+                forced=completion.forced,
+                finish=completion.finish,
+                depth=parent.depth + 1,
+                prior=prior(completion),
+                value=completion.value,
+            )
+            siblings[child.tokens] = child
+            parent.children.append(child)
+            tree.nodes.append(child)
+        else:
+            child.samples += 1
+        made.append(child)
+    return made
+
+
+def grow(
+    tree: Tree,
+    expansion: Expansion,
+    completions: Sequence[Completion],
+    rewards: Sequence[float | None],
+    prior: Prior,
+    may_continue: Callable[[Node], bool],
+) -> list[Node]:
+    """Expand a leaf with what an engine sent back; returns the child of each completion, in order.
+
+    A child that ended with EOS is terminal with its reward. One that was cut, or that `may_continue` refuses (depth or
+    room spent), is terminal with reward −1. Such samples, and those that never came, count in `tree.failed`. Visits and
+    totals are left to the caller. A completion or reward that cannot be right is refused before the tree is touched.
+    """
+    check_tell(tree, expansion, completions, rewards)
+    parent = expansion.node
+    made = add_children(tree, parent, completions, prior)
+    for child, reward in zip(made, rewards, strict=True):
+        if child.finish == "eos":
+            child.terminal = True
+            child.reward = reward if child.reward is None else child.reward
+        elif child.finish == "length" or not may_continue(child):
+            child.terminal, child.reward = True, FAILED
+            tree.failed += 1
+        child.exhausted = child.terminal
+    tree.failed += expansion.n - len(completions)
+    parent.expanded = True
+    mark_exhausted(parent)
+    return made
+
+
+def check_tell(
+    tree: Tree, expansion: Expansion, completions: Sequence[Completion], rewards: Sequence[float | None]
+) -> None:
+    """Refuse answers that do not fit the question or would poison every mean above them.
+
+    Raises ValueError for a caller's mistake, ModelError for impossible numbers of an engine, TreeprefError for a reward
+    outside the tree's Q range.
+    """
+    where = f"tree {tree.key!r}, node {node_path(expansion.node) or 'root'}"
+    if expansion.node.expanded:
+        raise ValueError(f"{where}: already expanded; the same answer was told twice")
+    if len(completions) > expansion.n:
+        raise ValueError(f"{where}: {len(completions)} completions for {expansion.n} samples asked")
+    if len(rewards) != len(completions):
+        raise ValueError(f"{where}: {len(rewards)} rewards for {len(completions)} completions")
+    for i, (completion, reward) in enumerate(zip(completions, rewards, strict=True)):
+        check_value(completion.value, f"{where}, sample {i}")
+        sizes = {len(x) for x in (completion.logprobs, completion.behaviour, completion.forced) if x is not None}
+        if sizes != {len(completion.tokens)}:
+            raise ModelError(f"{where}, sample {i}: {len(completion.tokens)} tokens, but log-probs or masks of {sizes}")
+        if any(math.isnan(lp) for lp in completion.logprobs):
+            raise ModelError(f"{where}, sample {i}: a log-prob is NaN; the model is broken or its precision too low")
+        low, high = tree.q_range
+        if reward is not None and not low <= reward <= high:
+            raise TreeprefError(f"{where}, sample {i}: reward {reward} is outside the tree's range [{low}, {high}]")
+
+
+def check_value(value: float | None, where: str) -> None:
+    """Refuse a V that is NaN or outside [-1, 1] with a ModelError."""
+    if value is not None and not -1.0 <= value <= 1.0:
+        raise ModelError(f"{where}: value {value} is outside [-1, 1]; is the value head read through tanh?")
+
+
+# ------------------------------------------------------------------------------------------ snapshot and digest
+
+
+def tree_to_arrays(tree: Tree) -> dict[str, np.ndarray]:
+    """A compact, exact snapshot: one column a field, tokens of all nodes end to end.
+
+    Shapes: nodes N, tokens of all nodes T (`offsets` (N+1,) cuts them), prompt (P,), the rest scalars or pairs. Missing
+    values and rewards are NaN. `behaviour` and `forced` hold only the nodes that have them, end to end. Every array
+    saves without pickle, and its `tolist()` is plain JSON but for NaN. `pending` is not stored: what was in flight at a
+    snapshot is asked again.
+    """
+    nodes = tree.nodes
+    integers: dict[str, list[int]] = {
+        "parent": [-1 if n.parent is None else n.parent.index for n in nodes],
+        "visits": [n.visits for n in nodes],
+        "samples": [n.samples for n in nodes],
+        "tokens": [token for n in nodes for token in n.tokens],
+        "offsets": [0, *np.cumsum([len(n.tokens) for n in nodes]).tolist()],
+        "prompt": list(tree.prompt),
+    }
+    numbers: dict[str, list[float]] = {
+        "logprobs": [x for n in nodes for x in n.logprobs],
+        "behaviour": [x for n in nodes if n.behaviour is not None for x in n.behaviour],
+        "total": [n.total for n in nodes],
+        "prior": [n.prior for n in nodes],
+        "value": [math.nan if n.value is None else n.value for n in nodes],
+        "reward": [math.nan if n.reward is None else n.reward for n in nodes],
+    }
+    flags: dict[str, list[bool]] = {
+        "has_behaviour": [n.behaviour is not None for n in nodes],
+        "has_forced": [n.forced is not None for n in nodes],
+        "forced": [x for n in nodes if n.forced is not None for x in n.forced],
+        "terminal": [n.terminal for n in nodes],
+        "expanded": [n.expanded for n in nodes],
+    }
+    return {
+        "key": np.array(tree.key),
+        "problem_id": np.array(tree.problem_id),
+        "policy_version": np.array(tree.policy_version, np.int64),
+        "simulations": np.array(tree.simulations, np.int64),
+        "failed": np.array(tree.failed, np.int64),
+        "q_range": np.array(tree.q_range, np.float64),
+        "finish": np.array([FINISHES.index(n.finish) for n in nodes], np.int8),
+        **{name: np.array(column, np.int32) for name, column in integers.items()},
+        **{name: _floats(column) for name, column in numbers.items()},
+        **{name: np.array(column, np.bool_) for name, column in flags.items()},
+    }
+
+
+def tree_from_arrays(arrays: Mapping[str, Any]) -> Tree:
+    """The tree of a snapshot, exactly; takes arrays or the lists that JSON gives back."""
+    columns = {name: np.asarray(array).tolist() for name, array in arrays.items()}
+    offsets = columns["offsets"]
+    behaviour, forced = iter(columns["behaviour"]), iter(columns["forced"])
+    nodes: list[Node] = []
+    for i, parent_index in enumerate(columns["parent"]):
+        start, end = offsets[i], offsets[i + 1]
+        parent = None if parent_index < 0 else nodes[parent_index]
+        node = Node(
+            index=i,
+            parent=parent,
+            tokens=tuple(columns["tokens"][start:end]),
+            logprobs=tuple(columns["logprobs"][start:end]),
+            behaviour=_take(behaviour, end - start) if columns["has_behaviour"][i] else None,
+            forced=_take(forced, end - start) if columns["has_forced"][i] else None,
+            finish=FINISHES[columns["finish"][i]],
+            depth=0 if parent is None else parent.depth + 1,
+            samples=columns["samples"][i],
+            visits=columns["visits"][i],
+            total=columns["total"][i],
+            prior=columns["prior"][i],
+            value=_or_none(columns["value"][i]),
+            reward=_or_none(columns["reward"][i]),
+            terminal=columns["terminal"][i],
+            expanded=columns["expanded"][i],
+        )
+        if parent is not None:
+            parent.children.append(node)  # children stand in the order of creation, as in the original
+        nodes.append(node)
+    for node in reversed(nodes):  # children come after their parent
+        node.exhausted = node.terminal or (node.expanded and all(child.exhausted for child in node.children))
+    low, high = columns["q_range"]
+    return Tree(
+        key=columns["key"],
+        problem_id=columns["problem_id"],
+        prompt=tuple(columns["prompt"]),
+        policy_version=columns["policy_version"],
+        nodes=nodes,
+        q_range=(low, high),
+        simulations=columns["simulations"],
+        failed=columns["failed"],
+    )
+
+
+def digest_tree(tree: Tree) -> bytes:
+    """32 bytes that change with any token id, outcome or count, and with no float, whose last bits may differ."""
+    digest = hashlib.blake2b(digest_size=32)
+    for text in (tree.key, tree.problem_id):
+        encoded = text.encode()
+        _hash_integers(digest, [len(encoded)])
+        digest.update(encoded)
+    _hash_integers(digest, [tree.policy_version, tree.simulations, tree.failed, len(tree.prompt), *tree.prompt])
+    for n in tree.nodes:
+        right_or_wrong = 0 if n.reward is None else 1 if n.reward > 0 else 2
+        parent = -1 if n.parent is None else n.parent.index
+        counts = [parent, FINISHES.index(n.finish), right_or_wrong, n.visits, n.samples, n.terminal, n.expanded]
+        _hash_integers(digest, [*counts, len(n.tokens), *n.tokens])
+    return digest.digest()
+
+
+def _hash_integers(digest: hashlib.blake2b, integers: Sequence[int]) -> None:
+    digest.update(np.array(integers, "<i8").tobytes())  # one byte order on every machine
+
+
+def _floats(column: list[float]) -> np.ndarray:
+    """float32 where that loses nothing (an engine's log-probs usually are float32), else float64."""
+    exact = np.array(column, np.float64)
+    with np.errstate(over="ignore"):
+        short = exact.astype(np.float32)
+    return short if np.array_equal(short.astype(np.float64), exact, equal_nan=True) else exact
+
+
+def _take(values: Iterator[Any], n: int) -> tuple[Any, ...]:
+    return tuple(next(values) for _ in range(n))
+
+
+def _or_none(number: float | None) -> float | None:
+    return None if number is None or math.isnan(number) else number

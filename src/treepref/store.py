@@ -1,0 +1,511 @@
+"""A run's directory: its SQLite database, the lock that keeps a second writer out, and files that land by rename.
+
+One process writes, any number read. Every method that writes is one transaction, and `with store.transaction():`
+makes one of several. Journal mode WAL with synchronous=NORMAL: whatever kills the process (`kill -9` too) loses nothing
+committed; a power cut may lose the last commits but never leaves half of one, and `durable=True` (synchronous=FULL)
+closes that gap as well, for one fsync a commit.
+
+This file does not know what a search, an objective or a recipe is: it keeps problems, trees, pairs, rows and counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from treepref import codec
+from treepref.errors import StoreError
+from treepref.run_folder import RunLock, disk_errors, refuse_network, sqlite_errors
+from treepref.run_folder import land_file as land_file
+from treepref.run_folder import land_folder as land_folder
+from treepref.search.tree import digest_tree
+from treepref.types import Completion, Cost, Pair, Problem, Tree
+
+SCHEMA = 1
+PAGE = 64
+"""Rows fetched at a time where a table is walked, so that memory stays constant."""
+
+_TABLES = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE problems (split TEXT, id TEXT, position INTEGER NOT NULL, row TEXT NOT NULL, PRIMARY KEY (split, id));
+CREATE UNIQUE INDEX problems_in_order ON problems (split, position);
+CREATE TABLE journal (
+    stage TEXT, tree TEXT, path TEXT, policy_version INTEGER NOT NULL, request TEXT NOT NULL, blob BLOB NOT NULL,
+    PRIMARY KEY (stage, tree, path));
+CREATE TABLE trees (
+    stage TEXT, key TEXT, problem_id TEXT NOT NULL, policy_version INTEGER NOT NULL, digest TEXT NOT NULL,
+    right INTEGER NOT NULL, wrong INTEGER NOT NULL, nodes INTEGER NOT NULL, failed INTEGER NOT NULL, blob BLOB NOT NULL,
+    PRIMARY KEY (stage, key));
+CREATE TABLE pairs (round INTEGER, id TEXT, tree TEXT NOT NULL, row TEXT NOT NULL, PRIMARY KEY (round, id));
+CREATE TABLE outcomes (stage TEXT, problem_id TEXT, sample INTEGER, row TEXT NOT NULL,
+    PRIMARY KEY (stage, problem_id, sample));
+CREATE TABLE costs (stage TEXT PRIMARY KEY, row TEXT NOT NULL);
+CREATE TABLE stages (name TEXT PRIMARY KEY, status TEXT NOT NULL, info TEXT NOT NULL, started REAL, finished REAL);
+CREATE TABLE events (id INTEGER PRIMARY KEY, time REAL NOT NULL, stage TEXT NOT NULL, level TEXT NOT NULL,
+    message TEXT NOT NULL);
+CREATE INDEX events_by_message ON events (stage, message);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class JournalEntry:
+    """One expansion of an unfinished tree, as it arrived."""
+
+    tree: str
+    path: str
+    """Name of the node that was expanded (`search.base.node_path`)."""
+    request: str
+    """Fingerprint of what was asked; an entry serves a replay only where it is asked again to the letter."""
+    completions: tuple[Completion, ...]
+    rewards: tuple[float | None, ...]
+    prefix_value: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class TreeRow:
+    """What is known of a stored tree without reading it."""
+
+    key: str
+    problem_id: str
+    policy_version: int
+    digest: str
+    right: int
+    """Terminal nodes with a positive reward."""
+    wrong: int
+    """Terminal nodes with a reward of 0 or below, cut ones included."""
+    nodes: int
+    failed: int
+
+    @property
+    def mixed(self) -> bool:
+        return self.right > 0 and self.wrong > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A part of a run, e.g. `round-1/search`."""
+
+    name: str
+    status: str
+    """`running` (also after a kill) or `done`."""
+    info: dict[str, Any]
+    started: float
+    """Seconds since the epoch."""
+    finished: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A skip, a failure or a remark, shown at the run's end."""
+
+    time: float
+    stage: str
+    level: str
+    message: str
+
+
+class Store:
+    """The run in `folder`. Use it as a context manager, or call `close`.
+
+    `create=False` refuses a folder without a run. `read_only=True` takes no lock and may be used beside a running
+    process (report, digest, compare). `durable=True` syncs the disk at each commit.
+    Raises StoreError: locked, unsafe file system, newer schema, not a run, disk full.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], *, create: bool = True, read_only: bool = False, durable: bool = False
+    ) -> None:
+        self.folder = Path(folder)
+        self.read_only = read_only
+        self._lock: RunLock | None = None
+        self._depth = 0
+        path = self.folder / "run.db"
+        if not path.is_file() and (read_only or not create):
+            raise StoreError(f"{self.folder} holds no run (there is no run.db in it)")
+        try:
+            with disk_errors(self.folder), sqlite_errors(self.folder):
+                if read_only:
+                    self._db = _connect_to_read(path)
+                else:
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    refuse_network(self.folder)
+                    self._lock = RunLock(self.folder / "run.lock")
+                    self._db = _connect_to_write(path, durable)
+                    shutil.rmtree(self.folder / "scratch", ignore_errors=True)  # what killed attempts left
+            self._check_schema()
+        except BaseException:
+            self.close()
+            raise
+
+    def _check_schema(self) -> None:
+        if not self.read_only and not self._all("SELECT 1 FROM sqlite_master WHERE name = 'meta'"):
+            with self.transaction():
+                for statement in _TABLES.split(";"):
+                    self._db.execute(statement)
+                self.set_meta("schema", SCHEMA)
+        found = self.meta("schema")
+        if found != SCHEMA:
+            age = "newer" if isinstance(found, int) and found > SCHEMA else "other"
+            raise StoreError(
+                f"{self.folder}/run.db has schema {found}, made by a {age} version of treepref (this one reads "
+                f"{SCHEMA}): use that version, or choose another --out"
+            )
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if hasattr(self, "_db"):
+            self._db.close()
+        if self._lock is not None:
+            self._lock.close()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All that is written inside lands together or not at all. May be nested: the outermost one commits."""
+        if self.read_only:
+            raise StoreError(f"{self.folder} was opened to read only")
+        with sqlite_errors(self.folder):
+            if self._depth == 0:
+                self._db.execute("BEGIN IMMEDIATE")
+            self._depth += 1
+            try:
+                yield
+                if self._depth == 1:
+                    self._db.execute("COMMIT")
+            except BaseException:
+                if self._depth == 1 and self._db.in_transaction:  # SQLite may have rolled back by itself
+                    self._db.execute("ROLLBACK")
+                raise
+            finally:
+                self._depth -= 1
+
+    def _write(self, sql: str, values: Sequence[Any] = ()) -> int:
+        with self.transaction():
+            return self._db.execute(sql, values).rowcount
+
+    def _all(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        with sqlite_errors(self.folder):
+            return self._db.execute(sql, values).fetchall()
+
+    def _one(self, sql: str, values: Sequence[Any] = ()) -> tuple[Any, ...] | None:
+        with sqlite_errors(self.folder):
+            return self._db.execute(sql, values).fetchone()
+
+    # -- meta
+
+    def set_meta(self, key: str, value: Any) -> None:
+        """A JSON-able value under a name, e.g. the recipe as run."""
+        self._write("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
+
+    def meta(self, key: str, default: Any = None) -> Any:
+        row = self._one("SELECT value FROM meta WHERE key = ?", (key,))
+        return default if row is None else json.loads(row[0])
+
+    # -- problems
+
+    def put_problems(self, split: str, problems: Iterable[Problem]) -> None:
+        """The split's problems in order, in place of those it had. Raises StoreError where an id is there twice."""
+        rows = (
+            (split, p.id, position, json.dumps([p.text, p.answer, p.rationale, dict(p.meta)]))
+            for position, p in enumerate(problems)
+        )
+        with self.transaction():
+            self._db.execute("DELETE FROM problems WHERE split = ?", (split,))
+            self._db.executemany("INSERT INTO problems VALUES (?, ?, ?, ?)", rows)
+
+    def problems(self, split: str) -> Iterator[Problem]:
+        """In the order they were put."""
+        after = -1
+        query = "SELECT position, id, row FROM problems WHERE split = ? AND position > ? ORDER BY position LIMIT ?"
+        while rows := self._all(query, (split, after, PAGE)):
+            for _, name, row in rows:
+                yield Problem(name, *json.loads(row))
+            after = rows[-1][0]
+
+    def problem(self, split: str, problem_id: str) -> Problem | None:
+        row = self._one("SELECT row FROM problems WHERE split = ? AND id = ?", (split, problem_id))
+        return None if row is None else Problem(problem_id, *json.loads(row[0]))
+
+    def count_problems(self, split: str) -> int:
+        return self._count("problems WHERE split = ?", split)
+
+    def _count(self, tail: str, *values: Any) -> int:
+        return self._all(f"SELECT COUNT(*) FROM {tail}", values)[0][0]
+
+    # -- journal and trees
+
+    def journal(self, stage: str, policy_version: int) -> StageJournal:
+        """The journal of a stage. Entries that another policy version left are discarded: they cannot be replayed."""
+        self._write("DELETE FROM journal WHERE stage = ? AND policy_version != ?", (stage, policy_version))
+        return StageJournal(self, stage, policy_version)
+
+    def count_journal(self, stage: str) -> int:
+        return self._count("journal WHERE stage = ?", stage)
+
+    def finish_tree(self, stage: str, tree: Tree, *, cost: Cost | None = None, keep: bool = True) -> None:
+        """A tree is done: its row, the end of its journal and its cost, in one transaction.
+
+        `keep=False` stores no tree (evaluation keeps outcomes only; add them in the same `transaction()`).
+        Raises StoreError where the stage has that tree already.
+        """
+        with self.transaction():
+            if keep:
+                rewards = [node.reward for node in tree.nodes if node.reward is not None]
+                right = sum(reward > 0 for reward in rewards)
+                row = (
+                    tree.key,
+                    tree.problem_id,
+                    tree.policy_version,
+                    digest_tree(tree).hex(),
+                    right,
+                    len(rewards) - right,
+                )
+                blob = codec.pack_tree(tree)
+                values = (stage, *row, len(tree.nodes), tree.failed, blob)
+                self._db.execute("INSERT INTO trees VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+            self._db.execute("DELETE FROM journal WHERE stage = ? AND tree = ?", (stage, tree.key))
+            if cost is not None:
+                self.add_cost(stage, cost)
+
+    def has_tree(self, stage: str, key: str) -> bool:
+        return self._one("SELECT 1 FROM trees WHERE stage = ? AND key = ?", (stage, key)) is not None
+
+    def tree(self, stage: str, key: str) -> Tree | None:
+        row = self._one("SELECT blob FROM trees WHERE stage = ? AND key = ?", (stage, key))
+        return None if row is None else codec.unpack_tree(row[0])
+
+    def trees(self, stage: str, *, mixed: bool = False) -> Iterator[Tree]:
+        """The stage's trees by key; `mixed`: only those with right and wrong solutions."""
+        for _, blob in self._walk_trees(stage, "key, blob", mixed):
+            yield codec.unpack_tree(blob)
+
+    def tree_rows(self, stage: str, *, mixed: bool = False) -> Iterator[TreeRow]:
+        """The same without reading the trees."""
+        columns = "key, problem_id, policy_version, digest, right, wrong, nodes, failed"
+        for row in self._walk_trees(stage, columns, mixed):
+            yield TreeRow(*row)
+
+    def _walk_trees(self, stage: str, columns: str, mixed: bool) -> Iterator[tuple[Any, ...]]:
+        # Pages by key, not one open cursor: commits and rollbacks may come between two trees.
+        after, only = "", "AND right > 0 AND wrong > 0" if mixed else ""
+        query = f"SELECT {columns} FROM trees WHERE stage = ? AND key > ? {only} ORDER BY key LIMIT ?"
+        while rows := self._all(query, (stage, after, PAGE)):
+            yield from rows
+            after = rows[-1][0]
+
+    def count_trees(self, stage: str, *, mixed: bool = False) -> int:
+        return self._count("trees WHERE stage = ?" + (" AND right > 0 AND wrong > 0" if mixed else ""), stage)
+
+    # -- pairs
+
+    def put_pairs(self, round: int, pairs: Iterable[Pair]) -> None:
+        """The round's pairs, in place of those it had."""
+        rows = ((round, pair.id, pair.tree, json.dumps(asdict(pair))) for pair in pairs)
+        with self.transaction():
+            self._db.execute("DELETE FROM pairs WHERE round = ?", (round,))
+            self._db.executemany("INSERT INTO pairs VALUES (?, ?, ?, ?)", rows)
+
+    def pairs(self, round: int) -> Iterator[Pair]:
+        """By id."""
+        after, query = "", "SELECT id, row FROM pairs WHERE round = ? AND id > ? ORDER BY id LIMIT ?"
+        while rows := self._all(query, (round, after, PAGE)):
+            for _, row in rows:
+                values = json.loads(row)
+                yield Pair(**values | {"winner": tuple(values["winner"]), "loser": tuple(values["loser"])})
+            after = rows[-1][0]
+
+    def count_pairs(self, round: int) -> int:
+        return self._count("pairs WHERE round = ?", round)
+
+    # -- outcomes of evaluation
+
+    def put_outcomes(
+        self, stage: str, rows: Iterable[tuple[str, int, Mapping[str, Any]]], *, cost: Cost | None = None
+    ) -> None:
+        """Rows (problem id, sample, JSON-able row) and what they cost; a row that is there already is replaced."""
+        values = ((stage, problem, sample, json.dumps(dict(row))) for problem, sample, row in rows)
+        with self.transaction():
+            self._db.executemany("INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?)", values)
+            if cost is not None:
+                self.add_cost(stage, cost)
+
+    def outcomes(self, stage: str) -> Iterator[tuple[str, int, dict[str, Any]]]:
+        """By problem id, then sample."""
+        after: tuple[str, int] = ("", -1)
+        query = (
+            "SELECT problem_id, sample, row FROM outcomes WHERE stage = ? AND (problem_id, sample) > (?, ?) "
+            "ORDER BY problem_id, sample LIMIT ?"
+        )
+        while rows := self._all(query, (stage, *after, PAGE)):
+            for problem, sample, row in rows:
+                yield problem, sample, json.loads(row)
+            after = rows[-1][:2]
+
+    def has_outcome(self, stage: str, problem_id: str) -> bool:
+        return self._one("SELECT 1 FROM outcomes WHERE stage = ? AND problem_id = ?", (stage, problem_id)) is not None
+
+    # -- costs, stages, events
+
+    def add_cost(self, stage: str, cost: Cost) -> None:
+        """Add to what the stage has cost; call it in the transaction of the work that it paid for."""
+        with self.transaction():
+            self._write(
+                "INSERT OR REPLACE INTO costs VALUES (?, ?)", (stage, json.dumps((self.cost(stage) + cost).as_dict()))
+            )
+
+    def cost(self, stage: str | None = None) -> Cost:
+        """What a stage has cost, or the whole run."""
+        costs = self.costs()
+        return sum(costs.values(), Cost()) if stage is None else costs.get(stage, Cost())
+
+    def costs(self) -> dict[str, Cost]:
+        return {
+            stage: Cost(**json.loads(row)) for stage, row in self._all("SELECT stage, row FROM costs ORDER BY stage")
+        }
+
+    def start_stage(self, name: str, info: Mapping[str, Any] | None = None) -> Stage:
+        """Mark a stage as running. One begun before keeps its info and its start; one that is done stays done."""
+        values = (name, json.dumps(dict(info or {})), time.time())
+        self._write("INSERT OR IGNORE INTO stages VALUES (?, 'running', ?, ?, NULL)", values)
+        stage = self.stage(name)
+        assert stage is not None
+        return stage
+
+    def finish_stage(self, name: str, info: Mapping[str, Any] | None = None) -> None:
+        """Mark a stage as done and add to its info. Raises StoreError where it was never started."""
+        with self.transaction():
+            stage = self.stage(name)
+            if stage is None:
+                raise StoreError(f"the stage {name} of {self.folder} was never started")
+            values = (json.dumps(stage.info | dict(info or {})), time.time(), name)
+            self._write("UPDATE stages SET status = 'done', info = ?, finished = ? WHERE name = ?", values)
+
+    def stage(self, name: str) -> Stage | None:
+        return next((stage for stage in self.stages() if stage.name == name), None)
+
+    def stage_done(self, name: str) -> bool:
+        stage = self.stage(name)
+        return stage is not None and stage.status == "done"
+
+    def stages(self) -> list[Stage]:
+        """In the order they were started."""
+        rows = self._all("SELECT name, status, info, started, finished FROM stages ORDER BY rowid")
+        return [Stage(name, status, json.loads(info), *times) for name, status, info, *times in rows]
+
+    def event(self, stage: str, level: str, message: str) -> None:
+        """Note a skip or a failure (level `info`, `warning`, `error`). What a stage said before is not repeated."""
+        values = (time.time(), stage, level, message, stage, message)
+        self._write(
+            "INSERT INTO events (time, stage, level, message) SELECT ?, ?, ?, ? "
+            "WHERE NOT EXISTS (SELECT 1 FROM events WHERE stage = ? AND message = ?)",
+            values,
+        )
+
+    def events(self) -> list[Event]:
+        return [Event(*row) for row in self._all("SELECT time, stage, level, message FROM events ORDER BY id")]
+
+    # -- the whole run
+
+    def digest(self, stage: str | None = None) -> str:
+        """One hash of what the run found, or one stage of it: the trees, whether and what each evaluation row answered
+        (its keys `correct` and `answer`), the ids of the pairs. No floats, no costs, no order of arrival."""
+        found = hashlib.sha256()
+        where, values = ("", ()) if stage is None else (" WHERE stage = ?", (stage,))
+        with sqlite_errors(self.folder):
+            for row in self._db.execute(f"SELECT stage, key, digest FROM trees{where} ORDER BY stage, key", values):
+                found.update(json.dumps(["tree", *row]).encode())
+            query = f"SELECT stage, problem_id, sample, row FROM outcomes{where} ORDER BY stage, problem_id, sample"
+            for *name, text in self._db.execute(query, values):
+                row = json.loads(text)
+                found.update(json.dumps(["outcome", *name, row.get("correct"), row.get("answer")]).encode())
+            if stage is None:
+                for row in self._db.execute("SELECT round, id FROM pairs ORDER BY round, id"):
+                    found.update(json.dumps(["pair", *row]).encode())
+        return found.hexdigest()
+
+    def scratch(self, name: str) -> Path:
+        """An empty folder to build files in before they land. What a killed process left is swept at the next open."""
+        folder = self.folder / "scratch" / name
+        with disk_errors(self.folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        return folder
+
+    def disk_bytes(self) -> int:
+        """Bytes of every file in the run's folder."""
+        total = 0
+        for root, _, names in os.walk(self.folder):
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):  # a file may land or go meanwhile
+                    total += os.lstat(os.path.join(root, name)).st_size
+        return total
+
+
+class StageJournal:
+    """The expansions of one stage's unfinished trees (`driver.Journal`)."""
+
+    def __init__(self, store: Store, stage: str, policy_version: int) -> None:
+        self._store, self._stage, self._version = store, stage, policy_version
+
+    def load(self, tree: str) -> dict[str, JournalEntry]:
+        """What is known of a tree, by node path."""
+        query = "SELECT path, request, blob FROM journal WHERE stage = ? AND tree = ? AND policy_version = ?"
+        rows = self._store._all(query, (self._stage, tree, self._version))
+        return {path: JournalEntry(tree, path, request, *codec.unpack_expansion(blob)) for path, request, blob in rows}
+
+    def record(self, entries: Sequence[JournalEntry], cost: Cost, events: Sequence[tuple[str, str]] = ()) -> None:
+        """Expansions that arrived together, their cost and (level, message) events, in one transaction."""
+        rows = []
+        for e in entries:
+            blob = codec.pack_expansion(e.completions, e.rewards, e.prefix_value)
+            rows.append((self._stage, e.tree, e.path, self._version, e.request, blob))
+        with self._store.transaction():
+            self._store._db.executemany("INSERT OR REPLACE INTO journal VALUES (?, ?, ?, ?, ?, ?)", rows)
+            for level, message in events:
+                self._store.event(self._stage, level, message)
+            if cost != Cost():
+                self._store.add_cost(self._stage, cost)
+
+
+def _connect_to_write(path: Path, durable: bool) -> sqlite3.Connection:
+    db = sqlite3.connect(path, timeout=5.0, isolation_level=None)
+    try:
+        (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            raise StoreError(
+                f"SQLite cannot keep a write-ahead log in {path.parent} (journal mode {mode!r}): "
+                "choose a folder on a local disk"
+            )
+        db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+        db.execute("PRAGMA journal_size_limit = 67108864")  # give back what one large transaction made the log grow to
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _connect_to_read(path: Path) -> sqlite3.Connection:
+    uri = path.resolve().as_uri()
+    db = sqlite3.connect(f"{uri}?mode=ro", uri=True, timeout=5.0, isolation_level=None)
+    try:
+        db.execute("SELECT 1 FROM sqlite_master LIMIT 1")
+        return db
+    except sqlite3.OperationalError:
+        db.close()
+        if path.with_name(path.name + "-wal").exists():
+            raise
+        # A folder that may not be written (a read-only disk) allows no shared memory; nobody can be writing there.
+        return sqlite3.connect(f"{uri}?mode=ro&immutable=1", uri=True, isolation_level=None)

@@ -1,0 +1,136 @@
+"""A task: how a problem is put to the model, how its solution is written for SFT, and how answers are read.
+
+One `Kind` a family of tasks, in one dict. A new family (multiple choice, say) is a `Kind` of its own in a file of its
+own. Knows no file and no split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+from treepref.config import TaskConfig
+from treepref.errors import DataError, RecipeError
+from treepref.tasks import checking
+from treepref.tasks.answers import MARK
+from treepref.tasks.checking import AnswerRule, Checker
+from treepref.tasks.functions import is_function_name, load_function
+from treepref.tasks.rationales import arithmetic_steps, solution_lines
+from treepref.types import Problem, Question
+
+Prompt = Callable[[Question], str]
+Steps = Callable[[Problem, list[int], Random], list[str]]
+"""(problem with a rationale, granularity, rng) → the lines of its solution, the last one with the answer."""
+
+
+def _arithmetic(problem: Problem, granularity: list[int], rng: Random) -> list[str]:
+    """Merged operations are drawn anew each time: one problem shows several ways."""
+    return arithmetic_steps(problem.meta["expression"], granularity, rng)
+
+
+def _written(problem: Problem, granularity: list[int], rng: Random) -> list[str]:
+    return solution_lines(problem.rationale or "")
+
+
+def _written_with_answer(problem: Problem, granularity: list[int], rng: Random) -> list[str]:
+    """A user's rationale, and a line '#### answer' where the answer cannot be found in it."""
+    lines = solution_lines(problem.rationale or "")
+    found = checking.PLAIN.extract("\n".join(lines), "\n")
+    if found is not None and checking.plain_agrees(found, problem):
+        return lines
+    return [*lines, f"{MARK} {problem.answer}"]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    prompt: str
+    """Default prompt, with `{question}`."""
+    rule: AnswerRule
+    steps: Steps
+
+
+QUESTION_ANSWER = "Question: {question}\nAnswer:\n"
+
+_KINDS = {
+    "gsm8k": Kind(QUESTION_ANSWER, checking.GSM8K, _written),
+    "math": Kind("Problem: {question}\nSolution:\n", checking.MATH, _written),
+    "jsonl": Kind(QUESTION_ANSWER, checking.PLAIN, _written_with_answer),
+}
+_GYM_KINDS = {
+    "chain_sum": Kind("{question}\n", checking.ARITHMETIC, _arithmetic),
+    "basic_arithmetic": Kind("{question}\n", checking.ARITHMETIC, _arithmetic),
+    "countdown": Kind("{question}\n", checking.COUNTDOWN, _written),
+    "gsm_symbolic": Kind(QUESTION_ANSWER, checking.GSM8K, _written),
+}
+_OTHER_GYM = Kind(QUESTION_ANSWER, checking.REASONING_GYM, _written)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Made by `load_task`."""
+
+    name: str
+    kind: Kind
+    delimiter: str
+    granularity: list[int]
+    check_seconds: float
+    own_checker: str | None
+    _prompt: Prompt
+
+    def prompt(self, question: Question) -> str:
+        """The text before the solution. Raises DataError where a user's function fails or returns no text."""
+        return self._prompt(question)
+
+    def solution_text(self, problem: Problem, rng: Random) -> str:
+        """The rationale as SFT text: its steps joined by the delimiter, the answer in the last, no EOS.
+
+        Raises DataError for a problem without a rationale.
+        """
+        if problem.rationale is None:
+            raise DataError(f"{problem.id}: has no rationale; only problems of the labelled split have one")
+        if self.own_checker is not None and self.kind.steps is _written_with_answer:
+            lines = solution_lines(problem.rationale)  # in the user's own format: leave it alone
+        else:
+            lines = self.kind.steps(problem, self.granularity, rng)
+        return self.delimiter.join(lines)
+
+    def canonical(self, text: str) -> str | None:
+        """The final answer of a solution in the form that votes count; None where there is none."""
+        found = self.kind.rule.extract(text, self.delimiter)
+        return self.kind.rule.canonical(found) if found else None
+
+    def checker(self) -> Checker:
+        """A new checker; use it in a `with` block."""
+        return Checker(self.kind.rule, delimiter=self.delimiter, seconds=self.check_seconds, own=self.own_checker)
+
+
+def load_task(cfg: TaskConfig) -> Task:
+    """The task that a recipe describes. Raises RecipeError for an impossible granularity or prompt."""
+    if not cfg.granularity or min(cfg.granularity) < 1:
+        raise RecipeError(f"task.granularity: {cfg.granularity} must hold numbers of operations, 1 or more")
+    if cfg.kind == "reasoning_gym":
+        name, kind = cfg.name, _GYM_KINDS.get(cfg.name, _OTHER_GYM)
+    else:
+        name, kind = cfg.kind, _KINDS[cfg.kind]
+    prompt = _load_prompt(kind.prompt if cfg.prompt is None else cfg.prompt)
+    return Task(name, kind, cfg.delimiter, list(cfg.granularity), cfg.check_seconds, cfg.checker, prompt)
+
+
+def _load_prompt(setting: str) -> Prompt:
+    if "{question}" in setting:
+        return lambda question: setting.replace("{question}", question.text)  # not format: other braces are text
+    if not is_function_name(setting.strip()):
+        raise RecipeError("task.prompt: must be text that contains {question}, or module:function")
+    function = load_function(setting.strip(), "task.prompt")
+
+    def prompt(question: Question) -> str:
+        try:
+            text = function(question)
+        except Exception as error:
+            raise DataError(f"{question.id}: task.prompt failed: {type(error).__name__}: {error}") from error
+        if not isinstance(text, str):
+            raise DataError(f"{question.id}: task.prompt returned {type(text).__name__}, not text")
+        return text
+
+    return prompt

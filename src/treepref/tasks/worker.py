@@ -1,0 +1,78 @@
+"""The process in which checks run that may hang, eat memory or die. Started by isolation.py, killed at will.
+
+Reads one JSON line a check and writes one JSON line back. Knows one function, given by name, and no timeout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from typing import Any
+
+from treepref.errors import TreeprefError
+from treepref.tasks.functions import load_function
+from treepref.types import Problem
+
+
+def main() -> None:
+    """Serve checks until the requests end. `sys.argv[1]`: JSON with `function`, `key` and `memory_mb`."""
+    setup = json.loads(sys.argv[1])
+    requests, replies = _private_channel()
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+    def reply(message: dict[str, Any]) -> None:
+        replies.write(json.dumps(message) + "\n")
+        replies.flush()
+
+    try:
+        function = load_function(setup["function"], setup["key"])
+    except TreeprefError as error:
+        reply({"ready": False, "error": str(error)})
+        return
+    _limit_memory(setup["memory_mb"])
+    reply({"ready": True})
+    for line in requests:
+        request = json.loads(line)
+        reply(_answer(function, request["text"], Problem(**request["problem"])))
+
+
+def _answer(function: Any, text: str, problem: Problem) -> dict[str, Any]:
+    try:
+        result = function(text, problem)
+    except BaseException as error:  # nothing that a check raises may end the worker
+        return {"correct": False, "error": f"{type(error).__name__}: {error}"[:300]}
+    if type(result).__name__ in ("bool", "bool_"):  # numpy's too
+        return {"correct": bool(result), "error": None}
+    return {"correct": False, "error": f"the checker returned {type(result).__name__}, not True or False"}
+
+
+def _private_channel() -> tuple[Any, Any]:
+    """Keep the pipes to the parent for this file alone: what a checker prints goes to stderr, what it reads is empty."""
+    requests = os.fdopen(os.dup(0), encoding="utf-8")
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    return requests, replies
+
+
+def _die_with_parent() -> None:
+    """A check that hangs must not outlive a parent that was killed."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
+def _limit_memory(megabytes: int | None) -> None:
+    if megabytes is None:
+        return
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = megabytes * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))

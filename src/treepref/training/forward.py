@@ -1,0 +1,301 @@
+"""One forward over packed rows: log-probs where a loss needs them, values at the end of every node.
+
+Joins what the model says with what the examples ask into a `LossBatch`, and scores examples without a graph. Knows no
+objective, no optimizer and no step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+
+from treepref.errors import ModelError
+from treepref.objectives import LossBatch
+from treepref.training.examples import Example, NodeLogprobs, Scorer
+from treepref.training.packing import (
+    EMPTY,
+    Array,
+    Flat,
+    Passage,
+    attention_mask,
+    check_context,
+    collate,
+    flatten,
+    free_offsets,
+    max_positions,
+    passes,
+    renumbered,
+)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, so that every dropout is 0; afterwards each submodule's mode as it was."""
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for submodule, mode in modes:
+            submodule.training = mode
+
+
+class PackedModel(nn.Module):
+    """A causal LM and its value head as one module that turns passages into log-probs and values.
+
+    One module, so that a wrapper that must own the forward (FSDP) can be put around it. `chunk_tokens` bounds the
+    memory of the LM head: that many positions' logits at once, recomputed in the backward pass.
+
+    Raises:
+        ModelError: the attention implementation cannot take a tree mask, or the model has no LM head.
+    """
+
+    def __init__(self, model: nn.Module, value_head: nn.Module | None = None, *, chunk_tokens: int = 4096) -> None:
+        super().__init__()
+        implementation = getattr(model.config, "_attn_implementation", "sdpa")
+        if implementation not in ("sdpa", "eager"):
+            raise ModelError(
+                f"attention implementation {implementation!r} cannot take the mask of a packed tree; "
+                "load the model with attn_implementation='sdpa'"
+            )
+        if model.get_output_embeddings() is None:
+            raise ModelError(f"{type(model).__name__} has no LM head (get_output_embeddings() is None)")
+        self.model = model
+        self.value_head = value_head
+        self.chunk_tokens = chunk_tokens
+
+    def forward(self, passage: Passage) -> tuple[Tensor, Tensor | None]:
+        """Log-prob of each trained token [T] and V of each owned segment [S] (None without a value head).
+
+        Half-precision logits are softmaxed in float32.
+        """
+        mask = attention_mask(passage.ends_RL, next(self.model.parameters()).dtype)
+        output = self.model.get_decoder()(
+            input_ids=passage.ids_RL, attention_mask=mask, position_ids=passage.positions_RL, use_cache=False
+        )
+        hidden = output.last_hidden_state.flatten(0, 1)
+        logp_T = self._logprobs(hidden[passage.predictors_T], passage.labels_T)
+        value_S = None if self.value_head is None else self.value_head(hidden[passage.last_S]).reshape(-1)
+        return logp_T, value_S
+
+    def _logprobs(self, hidden_TH: Tensor, labels_T: Tensor) -> Tensor:
+        head = self.model.get_output_embeddings()
+
+        def chunk(h: Tensor, y: Tensor) -> Tensor:
+            logits = head(h)
+            return -cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), y, reduction="none")
+
+        if len(labels_T) <= self.chunk_tokens:
+            return chunk(hidden_TH, labels_T)
+        parts = zip(hidden_TH.split(self.chunk_tokens), labels_T.split(self.chunk_tokens), strict=True)
+        return torch.cat([checkpoint(chunk, h, y, use_reentrant=False) for h, y in parts])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the loss needs beside the forward
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Columns:
+    """Lists that `loss_batch` fills, one entry an example."""
+
+    node: list[Array] = field(default_factory=list)
+    ref: list[Array] = field(default_factory=list)
+    target: list[float] = field(default_factory=list)
+    sft: list[float] = field(default_factory=list)
+    winner: list[int] = field(default_factory=list)
+    winner_pair: list[int] = field(default_factory=list)
+    loser: list[int] = field(default_factory=list)
+    loser_pair: list[int] = field(default_factory=list)
+    winner_last: list[int] = field(default_factory=list)
+    loser_last: list[int] = field(default_factory=list)
+    alpha: list[float] = field(default_factory=list)
+    weight: list[float] = field(default_factory=list)
+
+
+def loss_batch(flats: Sequence[Flat], logp_T: Tensor, value_N: Tensor | None) -> LossBatch:
+    """Join log-probs and values with what the examples say about them.
+
+    Args:
+        logp_T: trained tokens of all examples, in the order of `flats` and within each of `Flat.node_T`.
+        value_N: V of all segments (the prompt, then the nodes) of all examples; these are the loss's nodes.
+    """
+    columns = _Columns()
+    offset = 0
+    for flat in flats:
+        _add_columns(columns, flat, offset)
+        offset += len(flat.example.nodes) + 1
+    device, real = logp_T.device, logp_T.dtype
+
+    def ints(values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=device)
+
+    def reals(values: list[float] | Array) -> Tensor:
+        return torch.as_tensor(values, dtype=real, device=device)
+
+    target_N = reals(columns.target)
+    ref_T = np.concatenate(columns.ref)
+    return LossBatch(
+        logp_T=logp_T,
+        node_T=torch.from_numpy(np.concatenate(columns.node)).to(device),
+        n_nodes=offset,
+        ref_T=None if np.isnan(ref_T).all() else reals(ref_T),
+        winner_nodes_W=ints(columns.winner),
+        winner_pair_W=ints(columns.winner_pair),
+        loser_nodes_L=ints(columns.loser),
+        loser_pair_L=ints(columns.loser_pair),
+        winner_last_P=ints(columns.winner_last),
+        loser_last_P=ints(columns.loser_last),
+        alpha_P=reals(columns.alpha),
+        pair_weight_P=reals(columns.weight),
+        value_N=None if value_N is None else value_N.to(real),
+        target_N=target_N,
+        has_target_N=~target_N.isnan(),
+        sft_N=reals(columns.sft),
+    )
+
+
+def _add_columns(c: _Columns, flat: Flat, offset: int) -> None:
+    example = flat.example
+    c.node.append(flat.node_T + offset)
+    c.ref.append(flat.ref_T)
+    targets = (example.root_target, *(n.target for n in example.nodes))
+    c.target.extend(float("nan") if t is None else t for t in targets)
+    c.sft.append(0.0)
+    c.sft.extend(n.sft for n in example.nodes)
+    first = offset + 1
+    for pair in example.pairs:
+        index = len(c.alpha)
+        c.winner.extend(first + n for n in pair.winner)
+        c.winner_pair.extend([index] * len(pair.winner))
+        c.loser.extend(first + n for n in pair.loser)
+        c.loser_pair.extend([index] * len(pair.loser))
+        c.winner_last.append(first + pair.winner[-1])
+        c.loser_last.append(first + pair.loser[-1])
+        c.alpha.append(pair.alpha)
+        c.weight.append(pair.weight)
+
+
+@dataclass(frozen=True, slots=True)
+class Scatter:
+    """Where a passage's outputs belong in the loss's token and node vectors of a group of examples."""
+
+    token_T: Tensor
+    node_S: Tensor
+
+
+def scatter_index(flats: Sequence[Flat], device: torch.device | str = "cpu") -> Scatter:
+    """For the pieces of `flats`, in order: the place of each log-prob and value in the group's vectors."""
+    tokens, nodes = [EMPTY], [EMPTY]
+    token_offset = node_offset = 0
+    for flat in flats:
+        tokens.extend(p.slots + token_offset for p in flat.pieces)
+        nodes.extend(p.segments + node_offset for p in flat.pieces)
+        token_offset += len(flat.node_T)
+        node_offset += len(flat.example.nodes) + 1
+    return Scatter(
+        torch.from_numpy(np.concatenate(tokens)).to(device), torch.from_numpy(np.concatenate(nodes)).to(device)
+    )
+
+
+def place(values: Tensor, index: Tensor) -> Tensor:
+    """`out[index] = values`, differentiable; `index` is a permutation."""
+    return torch.zeros_like(values).index_copy(0, index, values)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Scores without a graph
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Log-probs and values of examples, without a graph."""
+
+    logprobs: NodeLogprobs
+    values: list[list[float]] | None
+    """[example][segment]: V at the prompt's last token, then at each node's. None without a value head."""
+    tokens: int
+    """Tokens run through the model."""
+
+
+@torch.no_grad()
+def score(
+    model: nn.Module,
+    examples: Sequence[Example],
+    *,
+    value_head: nn.Module | None = None,
+    row_tokens: int = 2048,
+    rows_per_pass: int = 1,
+    chunk_tokens: int = 4096,
+) -> Scores:
+    """Log-probs of every trained node (None for the others; 0 at forced tokens) and values of every node.
+
+    The model is used in evaluation mode and left in the mode it was in.
+
+    Raises:
+        DataError: a path is longer than the model's context.
+        ModelError: as `PackedModel`.
+    """
+    check_context(examples, max_positions(model))
+    packed = PackedModel(model, value_head, chunk_tokens=chunk_tokens)
+    flats = [flatten(e, row_tokens) for e in examples]
+    owners = [(f, p) for f, flat in enumerate(flats) for p in flat.pieces]
+    logp = [np.zeros(len(f.node_T)) for f in flats]
+    values = [np.zeros(len(e.nodes) + 1) for e in examples]
+    device = next(model.parameters()).device
+    with evaluating(packed):
+        for chosen in passes([len(p) for _, p in owners], row_tokens, rows_per_pass):
+            members = [owners[i] for row in chosen for i in row]
+            logp_T, value_S = packed(collate([p for _, p in members], renumbered(chosen), device))
+            _hand_out(logp_T, [(logp[f], p.slots) for f, p in members])
+            if value_S is not None:
+                _hand_out(value_S, [(values[f], p.segments) for f, p in members])
+    return Scores(
+        [_by_node(flat, found) for flat, found in zip(flats, logp, strict=True)],
+        None if value_head is None else [v.tolist() for v in values],
+        sum(f.tokens for f in flats),
+    )
+
+
+def _hand_out(values: Tensor, parts: list[tuple[Array, Array]]) -> None:
+    flat = values.double().cpu().numpy()
+    start = 0
+    for into, index in parts:
+        into[index] = flat[start : start + len(index)]
+        start += len(index)
+
+
+def _by_node(flat: Flat, logp: Array) -> list[tuple[float, ...] | None]:
+    found: list[tuple[float, ...] | None] = []
+    start = 0
+    for node, trained in zip(flat.example.nodes, flat.example.trained, strict=True):
+        if not trained:
+            found.append(None)
+            continue
+        offsets = free_offsets(node.tokens, node.forced)
+        full = np.zeros(len(node.tokens))
+        full[offsets] = logp[start : start + len(offsets)]
+        start += len(offsets)
+        found.append(tuple(full.tolist()))
+    return found
+
+
+def model_scorer(
+    model: nn.Module, *, row_tokens: int = 2048, rows_per_pass: int = 1, adapter_off: bool = False
+) -> Scorer:
+    """A model as the reference of `attach_reference`. `adapter_off`: a LoRA policy without its adapter."""
+
+    def scorer(examples: Sequence[Example]) -> NodeLogprobs:
+        with model.disable_adapter() if adapter_off else nullcontext():
+            return score(model, examples, row_tokens=row_tokens, rows_per_pass=rows_per_pass).logprobs
+
+    return scorer

@@ -1,0 +1,534 @@
+"""The learner: optimizer steps over packed examples, the same trajectory however a step's work is cut.
+
+Knows packing, objectives and accelerate (devices, ranks, mixed precision), but no search, no tokenizer and no loop.
+
+A step's examples are dealt to ranks, packed into rows, and run some rows a forward. Every loss comes already divided by
+the counts of the whole step (`objectives.Counts`), so gradients of passes and ranks simply add up: 1×8 ≡ 8×1. Each rank
+holds a full replica; gradients are summed explicitly at the end of the step, because ranks may need different numbers
+of passes.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+
+from treepref.config import TrainConfig, WarmupConfig
+from treepref.errors import DataError, ModelError
+from treepref.objectives import (
+    HEALTH,
+    OBJECTIVES,
+    PREFERENCE_OBJECTIVES,
+    Coefficients,
+    Counts,
+    LossBatch,
+    health,
+    total,
+    untrained_preference_loss,
+)
+from treepref.training.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
+from treepref.training.examples import Example, fingerprint
+from treepref.training.forward import PackedModel, evaluating, loss_batch, place, scatter_index
+from treepref.training.packing import Flat, check_context, collate, flatten, max_positions, passes, renumbered
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerSettings:
+    """Constants of a training run. The first group defines the result, the second only how the work is cut."""
+
+    objective: Literal["sft", "dpo", "cdpo", "ipo", "ipo_mean", "svpo"] = "svpo"
+    coefficients: Coefficients = Coefficients()
+    lr: float = 1e-5
+    value_lr: float | None = None
+    """Learning rate of the value head; None takes `lr`."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: float = 0.03
+    """Share of the steps in which the learning rate rises linearly."""
+    clip: float = 1.0
+    """Largest gradient norm, over policy and value head together."""
+    weight_decay: float = 0.0
+    """On matrices alone: norms and biases are spared."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    seed: int = 0
+    """Of the order of the examples."""
+
+    row_tokens: int = 2048
+    """Length of a packed row. Attention costs grow with it, so short rows (a few trees) suit a CPU."""
+    rows_per_pass: int = 1
+    """Rows in one forward."""
+    chunk_tokens: int = 4096
+    """Positions whose logits are held at once."""
+    recompute: bool = False
+    """Recompute each layer's activations in the backward pass (gradient checkpointing): less memory, a third slower."""
+
+    @classmethod
+    def from_train(cls, config: TrainConfig, **changes: Any) -> LearnerSettings:
+        """The settings that a recipe's `train` section names; `changes` override."""
+        names = ("beta", "value_weight", "margin_weight", "margin", "sft_weight")
+        same = ("objective", "lr", "value_lr", "schedule", "warmup_ratio", "clip", "weight_decay", "row_tokens")
+        settings: dict[str, Any] = {name: getattr(config, name) for name in same}
+        settings["coefficients"] = Coefficients(**{name: getattr(config, name) for name in names})
+        return cls(**settings | changes)
+
+    @classmethod
+    def from_warmup(cls, config: WarmupConfig, **changes: Any) -> LearnerSettings:
+        """SFT with a recipe's `warmup` section; `changes` override."""
+        same = ("lr", "warmup_ratio", "weight_decay")
+        return cls(**{"objective": "sft"} | {name: getattr(config, name) for name in same} | changes)
+
+    def identity(self) -> dict[str, Any]:
+        """What must not change when a run is resumed."""
+        cut = {"row_tokens", "rows_per_pass", "chunk_tokens", "recompute"}
+        return {name: value for name, value in asdict(self).items() if name not in cut}
+
+
+@dataclass(slots=True)
+class TrainResult:
+    """What a call of `Learner.train` did, earlier sessions of a resumed run included."""
+
+    steps: int = 0
+    total_steps: int = 0
+    tokens: int = 0
+    """Packed tokens trained on, of all ranks; prefixes repeated by splitting count."""
+    flops: float = 0.0
+    seconds: float = 0.0
+    stopped: bool = False
+    """The stop callback ended it early."""
+    last: Metrics | None = None
+    """Metrics of the last step."""
+
+
+class Learner:
+    """Trains a causal LM (and its value head, where the objective is `svpo`) in place.
+
+    Args:
+        model: a Hugging Face causal LM, or a peft model around one: only parameters with `requires_grad` are trained.
+        value_head: [.., H] → [..] or [.., 1], values in [-1, 1]; None where there is none.
+        accelerator: devices, ranks and mixed precision; None makes a plain one on the model's device.
+
+    Raises:
+        ModelError: `svpo` with value terms but no value head; an accelerator that shards the model (FSDP, DeepSpeed) or
+            scales gradients (fp16).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        value_head: nn.Module | None,
+        settings: LearnerSettings,
+        *,
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        c = settings.coefficients
+        self.trains_values = settings.objective == "svpo" and (c.value_weight > 0 or c.margin_weight > 0)
+        if self.trains_values and value_head is None:
+            raise ModelError(
+                "objective 'svpo' trains a value head, but the model was loaded without one; "
+                "set value_weight and margin_weight to 0 or load it with value_head=True"
+            )
+        on_cpu = next(model.parameters()).device.type == "cpu"
+        self.accelerator = accelerator or Accelerator(cpu=on_cpu)
+        _check_accelerator(self.accelerator)
+        self.settings = settings
+        packed = PackedModel(model, value_head if self.trains_values else None, chunk_tokens=settings.chunk_tokens)
+        self.packed = packed.to(self.accelerator.device)
+        self.parameters = {name: p for name, p in self.packed.named_parameters() if p.requires_grad}
+        self.flops_per_token = 2.0 * sum(p.numel() for p in self.packed.parameters())
+        """Of a forward pass; a training token costs three times this (6 · parameters)."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    def train(
+        self,
+        examples: Sequence[Example],
+        *,
+        epochs: int = 1,
+        batch_trees: int | None = None,
+        batch_tokens: int | None = None,
+        reference_is_policy: bool = False,
+        on_step: Callable[[Metrics], None] | None = None,
+        stop: Callable[[Metrics], bool] | None = None,
+        checkpoints: Path | None = None,
+        checkpoint_every: int = 100,
+    ) -> TrainResult:
+        """Run, or resume, all optimizer steps of `epochs` passes over the examples.
+
+        A step takes `batch_trees` examples, or examples up to `batch_tokens` trained tokens. Order: sorted ids, then a
+        seeded shuffle for each epoch.
+
+        Args:
+            reference_is_policy: the reference is the policy as it stands before the first step. Then the first step's
+                preference loss must be ln 2 (1/(4β²) for IPO), and this is checked before any weight changes.
+            on_step: called on every rank after each step with its metrics.
+            stop: asked after each step; True saves a checkpoint and ends the run. Must agree on all ranks.
+            checkpoints: a folder. The whole training state is saved there every `checkpoint_every` steps and at the
+                end, the last two are kept, and a run that finds one there goes on from it.
+
+        Raises:
+            DataError: no example, duplicate ids, or a path longer than the model's context.
+            ModelError: reference log-probs are missing or not those of the policy; a loss or gradient is not finite
+                (names the step and the examples; the weights are as before the step).
+            StoreError: a checkpoint belongs to other data or settings, or the disk is full.
+        """
+        ordered = self._checked(examples)
+        plan = plan_steps(ordered, epochs, self.settings.seed, batch_trees=batch_trees, batch_tokens=batch_tokens)
+        optimizer = self._optimizer()
+        identity = {
+            **self.settings.identity(),
+            "epochs": epochs,
+            "batch_trees": batch_trees,
+            "batch_tokens": batch_tokens,
+            "data": fingerprint(ordered),
+        }
+        result = TrainResult(total_steps=len(plan))
+        if checkpoints is not None:
+            result = self._resume(checkpoints, optimizer, identity, result)
+        started = time.monotonic() - result.seconds
+        flats: dict[int, Flat] = {}
+        with evaluating(self.packed):
+            self._recompute_activations()
+            while result.steps < len(plan) and not result.stopped:
+                step = result.steps
+                batch = [self._flat(flats, ordered, index) for index in plan[step].members]
+                metrics = self._step(batch, step, len(plan), optimizer, reference_is_policy)
+                result.steps += 1
+                result.tokens += int(metrics["tokens"])
+                result.flops += metrics["flops"]
+                result.seconds = time.monotonic() - started
+                metrics |= {"epoch": plan[step].epoch, "total_tokens": result.tokens, "seconds": result.seconds}
+                result.last = metrics
+                if on_step is not None:
+                    on_step(metrics)
+                result.stopped = stop is not None and stop(metrics)
+                due = result.steps % checkpoint_every == 0 or result.steps == len(plan) or result.stopped
+                if checkpoints is not None and due:
+                    self._save(checkpoints, optimizer, identity, result)
+        return result
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # One step
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def _step(
+        self, batch: Sequence[Flat], step: int, total_steps: int, optimizer: torch.optim.Optimizer, check: bool
+    ) -> Metrics:
+        counts = sum((flat.example.counts for flat in batch), Counts())
+        optimizer.zero_grad(set_to_none=True)
+        tally = Tally(self.device)
+        passed: list[tuple[Tensor, list[str]]] = []
+        for flats, loss in self._passes(self._share(batch), counts, tally):
+            passed.append((loss, [flat.example.id for flat in flats]))
+        self._sum_gradients()
+        means = tally.means(self.accelerator)
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip).item()
+        if not (math.isfinite(means["loss"]) and math.isfinite(norm)):
+            raise ModelError(_not_finite(step, means["loss"], norm, passed))
+        if check and step == 0:
+            self._check_first_loss(means, counts)
+        factor = lr_factor(step, total_steps, self.settings.warmup_ratio, self.settings.schedule)
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        optimizer.step()
+
+        tokens = sum(flat.tokens for flat in batch)
+        again = sum(flat.tokens for flat in batch if flat.split)  # split trees run forward twice
+        return means | {
+            "step": step,
+            "lr": self.settings.lr * factor,
+            "grad_norm": norm,
+            "trees": len(batch),
+            "pairs": sum(len(flat.example.pairs) for flat in batch),
+            "tokens": tokens,
+            "flops": self.flops_per_token * (3 * tokens + again),
+        }
+
+    def _passes(self, flats: Sequence[Flat], counts: Counts, tally: Tally) -> Iterator[tuple[Sequence[Flat], Tensor]]:
+        """Forward and backward of this rank's examples, group by group: (examples, their part of the loss)."""
+        whole = [flat for flat in flats if not flat.split]
+        for rows in passes([flat.tokens for flat in whole], self.settings.row_tokens, self.settings.rows_per_pass):
+            members = [whole[i] for row in rows for i in row]
+            yield members, self._whole(members, rows, counts, tally)
+        for flat in flats:
+            if flat.split:
+                yield [flat], self._split(flat, counts, tally)
+
+    def _whole(self, flats: Sequence[Flat], rows: list[list[int]], counts: Counts, tally: Tally) -> Tensor:
+        passage = collate([flat.pieces[0] for flat in flats], renumbered(rows), self.device)
+        index = scatter_index(flats, self.device)
+        with self.accelerator.autocast():
+            logp_T, value_S = self.packed(passage)
+        value_N = None if value_S is None else place(value_S, index.node_S)
+        loss = self._loss(loss_batch(flats, place(logp_T, index.token_T), value_N), counts, tally)
+        loss.backward()
+        return loss.detach()
+
+    def _split(self, flat: Flat, counts: Counts, tally: Tally) -> Tensor:
+        """A tree in pieces: ∂L/∂log-prob and ∂L/∂V first, without the model's graph; then each piece's share."""
+        lengths = [len(piece) for piece in flat.pieces]
+        parts = []
+        for rows in passes(lengths, self.settings.row_tokens, self.settings.rows_per_pass):
+            pieces = [flat.pieces[i] for row in rows for i in row]
+            tokens_T = torch.cat([torch.from_numpy(p.slots) for p in pieces]).to(self.device)
+            nodes_S = torch.cat([torch.from_numpy(p.segments) for p in pieces]).to(self.device)
+            parts.append((collate(pieces, renumbered(rows), self.device), tokens_T, nodes_S))
+
+        logp_T = value_N = None
+        for passage, tokens_T, nodes_S in parts:
+            with torch.no_grad(), self.accelerator.autocast():
+                logp, value = self.packed(passage)
+            logp_T = logp.new_zeros(len(flat.node_T)) if logp_T is None else logp_T
+            logp_T[tokens_T] = logp
+            if value is not None:
+                value_N = value.new_zeros(len(flat.example.nodes) + 1) if value_N is None else value_N
+                value_N[nodes_S] = value
+        outputs = [x.requires_grad_() for x in (logp_T, value_N) if x is not None]
+        loss = self._loss(loss_batch([flat], logp_T, value_N), counts, tally)
+        slopes = torch.autograd.grad(loss, outputs, materialize_grads=True)
+
+        for passage, tokens_T, nodes_S in parts:
+            with self.accelerator.autocast():
+                computed = [x for x in self.packed(passage) if x is not None]
+            places = (tokens_T, nodes_S)[: len(computed)]
+            torch.autograd.backward(computed, [s[at] for s, at in zip(slopes, places, strict=True)])
+        return loss.detach()
+
+    def _loss(self, batch: LossBatch, counts: Counts, tally: Tally) -> Tensor:
+        """The group's part of the step's loss; adds it and the group's health to the tally."""
+        c = self.settings.coefficients
+        terms = OBJECTIVES[self.settings.objective](batch, c)
+        loss = total(terms, counts)
+        tally.add_loss("loss", loss)
+        for name, term in terms.items():
+            if getattr(counts, term.per) > 0:
+                tally.add_loss(f"loss_{name}", term.sum / getattr(counts, term.per))
+        tally.add_health(health(batch, c))
+        return loss
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Around the steps
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def _checked(self, examples: Sequence[Example]) -> list[Example]:
+        """Sorted by id, and fit to train on."""
+        ordered = sorted(examples, key=lambda e: e.id)
+        for one, two in pairwise(ordered):
+            if one.id == two.id:
+                raise DataError(f"two examples have the id {one.id!r}; training order needs unique ids")
+        counts = sum((e.counts for e in ordered), Counts())
+        objective = self.settings.objective
+        useful = {"sft": counts.tokens, "svpo": counts.pairs + counts.values + counts.tokens}.get(
+            objective, counts.pairs
+        )
+        if not useful:
+            raise DataError(f"{len(ordered)} examples hold nothing that objective {objective!r} can learn from")
+        if objective in PREFERENCE_OBJECTIVES:
+            for example in ordered:
+                if example.pairs and any(
+                    t and n.ref is None for n, t in zip(example.nodes, example.trained, strict=True)
+                ):
+                    raise ModelError(
+                        f"example {example.id!r} has no reference log-probs, and objective {objective!r} needs them: "
+                        "call attach_reference first"
+                    )
+        check_context(ordered, max_positions(self.packed.model))
+        return ordered
+
+    def _flat(self, flats: dict[int, Flat], ordered: Sequence[Example], index: int) -> Flat:
+        if index not in flats:
+            flats[index] = flatten(ordered[index], self.settings.row_tokens)
+        return flats[index]
+
+    def _share(self, batch: Sequence[Flat]) -> Sequence[Flat]:
+        """This rank's examples: dealt out by size, largest first."""
+        ranks = self.accelerator.num_processes
+        if ranks == 1:
+            return batch
+        dealt = sorted(range(len(batch)), key=lambda i: (-batch[i].tokens, i))[self.accelerator.process_index :: ranks]
+        return [batch[i] for i in dealt]
+
+    def _sum_gradients(self) -> None:
+        """Add up the ranks' gradients; a rank without examples adds zeros."""
+        if self.accelerator.num_processes == 1:
+            return
+        for parameter in self.parameters.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad = self.accelerator.reduce(parameter.grad, "sum")
+
+    def _check_first_loss(self, means: Metrics, counts: Counts) -> None:
+        if self.settings.objective not in PREFERENCE_OBJECTIVES or not counts.pairs:
+            return
+        expected = untrained_preference_loss(self.settings.objective, self.settings.coefficients)
+        found = means["loss_preference"]
+        if abs(found - expected) > 1e-3 * max(1.0, expected):
+            raise ModelError(
+                f"the first preference loss is {found:.6f}, but it must be {expected:.6f} where the reference is the "
+                "policy itself: the reference log-probs are those of other weights, another precision or other tokens. "
+                "Recompute them with attach_reference and a scorer of this very model"
+            )
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        s = self.settings
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for name, parameter in self.parameters.items():
+            groups.setdefault((name.startswith("value_head."), parameter.ndim >= 2), []).append(parameter)
+        value_lr = s.lr if s.value_lr is None else s.value_lr
+        return torch.optim.AdamW(
+            [
+                {
+                    "params": parameters,
+                    "base_lr": value_lr if of_value_head else s.lr,
+                    "weight_decay": s.weight_decay if is_matrix else 0.0,
+                }
+                for (of_value_head, is_matrix), parameters in sorted(groups.items(), key=lambda item: item[0])
+            ],
+            lr=s.lr,
+            betas=s.betas,
+            eps=s.eps,
+        )
+
+    def _recompute_activations(self) -> None:
+        if not self.settings.recompute:
+            return
+        self.packed.model.gradient_checkpointing_enable({"use_reentrant": False})
+        for module in self.packed.modules():
+            if getattr(module, "gradient_checkpointing", False):
+                module.training = (
+                    True  # transformers recomputes in training mode only; the submodules' dropouts stay off
+                )
+
+    def _save(
+        self, folder: Path, optimizer: torch.optim.Optimizer, identity: dict[str, Any], result: TrainResult
+    ) -> None:
+        if self.accelerator.is_main_process:
+            weights = {name: p.detach() for name, p in self.parameters.items()}
+            save_checkpoint(folder, Checkpoint(identity, asdict(result), weights, optimizer.state_dict()))
+        self.accelerator.wait_for_everyone()
+
+    def _resume(
+        self, folder: Path, optimizer: torch.optim.Optimizer, identity: dict[str, Any], fresh: TrainResult
+    ) -> TrainResult:
+        found = latest_checkpoint(folder, identity, self.device)
+        if found is None:
+            return fresh
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(found.weights[name])
+        optimizer.load_state_dict(found.optimizer)
+        return TrainResult(**found.progress | {"stopped": False})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Order and schedule
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStep:
+    epoch: int
+    members: tuple[int, ...]
+    """Indices into the examples, sorted by id."""
+
+
+def plan_steps(
+    ordered: Sequence[Example], epochs: int, seed: int, *, batch_trees: int | None, batch_tokens: int | None
+) -> list[PlannedStep]:
+    """Which examples each optimizer step takes: a seeded shuffle an epoch, cut into steps of like size.
+
+    No step has more than `batch_trees` examples, or about `batch_tokens` trained tokens (one of the two is given).
+    """
+    if (batch_trees is None) == (batch_tokens is None):
+        raise ValueError("give either batch_trees or batch_tokens")
+    sizes = [1 if batch_tokens is None else max(1, e.trained_tokens) for e in ordered]
+    all_sizes = sum(sizes)
+    per_epoch = math.ceil(all_sizes / (batch_trees or batch_tokens or 1))
+    plan = []
+    for epoch in range(epochs):
+        order = list(range(len(ordered)))
+        random.Random(f"{seed}:{epoch}").shuffle(order)
+        steps: list[list[int]] = [[] for _ in range(per_epoch)]
+        before = 0
+        for index in order:
+            steps[before * per_epoch // all_sizes].append(index)
+            before += sizes[index]
+        plan.extend(PlannedStep(epoch, tuple(members)) for members in steps if members)
+    return plan
+
+
+def lr_factor(
+    step: int, total_steps: int, warmup_ratio: float, schedule: Literal["cosine", "linear", "constant"]
+) -> float:
+    """Learning rate of a step as a share of its peak: linear warm-up, then the schedule down to (almost) 0."""
+    warmup = math.ceil(warmup_ratio * total_steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, total_steps - warmup)
+    return {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}[schedule]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Metrics and messages
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Tally:
+    """Losses and health of a step, added up over passes and ranks in one small tensor on the device."""
+
+    LOSSES = ("loss", "loss_preference", "loss_value", "loss_margin", "loss_sft")
+
+    def __init__(self, device: torch.device) -> None:
+        self.places = {name: i for i, name in enumerate((*self.LOSSES, *HEALTH))}
+        real = torch.float32 if device.type == "mps" else torch.float64
+        self.sums = torch.zeros(len(self.places), 2, dtype=real, device=device)
+        """[name, (sum, count)]; for a loss, which is divided already, the count only says that it was there."""
+
+    def add_loss(self, name: str, value: Tensor) -> None:
+        row = self.sums[self.places[name]]
+        row[0] += value.detach()
+        row[1] += 1
+
+    def add_health(self, metrics: dict[str, tuple[Tensor, Tensor]]) -> None:
+        rows = torch.stack([torch.stack(metrics[name]) for name in HEALTH])
+        self.sums[len(self.LOSSES) :] += rows
+
+    def means(self, accelerator: Accelerator) -> Metrics:
+        """Losses and mean health of the step over all ranks; what did not apply is absent."""
+        sums = accelerator.reduce(self.sums, "sum") if accelerator.num_processes > 1 else self.sums
+        rows = sums.tolist()
+        found = {name: rows[i] for name, i in self.places.items() if rows[i][1] > 0 or not math.isfinite(rows[i][1])}
+        return {name: s if name in self.LOSSES else s / n for name, (s, n) in found.items()}
+
+
+def _not_finite(step: int, loss: float, norm: float, passed: Sequence[tuple[Tensor, list[str]]]) -> str:
+    guilty = [i for value, ids in passed if not math.isfinite(value.item()) for i in ids]
+    ids = guilty or [i for _, members in passed for i in members]
+    listed = ", ".join(map(repr, ids[:8])) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
+    return (
+        f"step {step}: loss {loss}, gradient norm {norm}: not finite. Examples: {listed or 'on another rank'}. "
+        "The weights are as before this step; lower the learning rate or use a wider precision"
+    )
+
+
+def _check_accelerator(accelerator: Accelerator) -> None:
+    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
+        raise ModelError(
+            f"the learner keeps a full replica on each rank; {accelerator.distributed_type.value} is not supported"
+        )
+    if accelerator.mixed_precision == "fp16":
+        raise ModelError("mixed precision fp16 needs loss scaling, which is not supported; use bf16 or no")

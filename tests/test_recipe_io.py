@@ -1,0 +1,378 @@
+"""Reading, checking, writing and comparing recipes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from treepref.config import Recipe
+from treepref.errors import RecipeError
+from treepref.recipe_io import (
+    RESUMABLE,
+    builtin_recipes,
+    check_resume,
+    dump_recipe,
+    known_keys,
+    load_recipe,
+    recipe_changes,
+)
+
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "recipes.md"
+TEMPLATE_OWN = {"name": "svpo", "model.path": "./models/my-model", "task.kind": "jsonl", "task.path": "problems.jsonl"}
+"""What the template sets otherwise than the schema's defaults: its lines marked (*)."""
+
+
+def problems_of(tmp_path: Path, text: str, *overrides: str) -> list[str]:
+    file = tmp_path / "r.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(file, overrides)
+    return str(caught.value).replace(str(file), "r.yaml").splitlines()
+
+
+# ---- built-in recipes
+
+
+def test_every_builtin_recipe_loads_and_is_described() -> None:
+    assert set(builtin_recipes()) >= {"quickstart", "svpo", "svpo_smollm2_gsm8k"}
+    for name, purpose in builtin_recipes().items():
+        assert load_recipe(name).recipe.name == name
+        assert len(purpose) > 20
+
+
+def documented_lines() -> dict[str, str]:
+    """Dotted key → comment, for every line of the template that names a key (also the commented ones of lora)."""
+    section: dict[int, str] = {}
+    found = {}
+    for line in load_recipe("svpo").text.splitlines():
+        match = re.match(r"( *)(?:# )?([a-z_]+):(?: |$)", line)
+        if not match or line.startswith("#"):
+            continue
+        depth = len(match[1]) // 2
+        section[depth] = match[2]
+        comment = line.partition(" # ")[2].strip()
+        found[".".join(section[d] for d in range(depth + 1))] = comment.rpartition(" # ")[2]
+    return found
+
+
+def test_the_template_explains_every_key_on_its_line() -> None:
+    comments = documented_lines()
+    for key in known_keys():
+        assert len(comments.get(key, "")) >= 10, f"{key} is not explained in svpo.yaml"
+
+
+def test_the_template_states_the_defaults() -> None:
+    expected = Recipe.model_validate({"name": "svpo"}).model_dump(mode="json")
+    differing = {change.key: change.new for change in recipe_changes(Recipe(**expected), load_recipe("svpo").recipe)}
+    assert differing == {key: value for key, value in TEMPLATE_OWN.items() if key != "name"}
+
+
+def test_the_template_leaves_no_key_to_its_default_silently() -> None:
+    data = yaml.safe_load(load_recipe("svpo").text)
+    for key in known_keys():
+        if key.startswith("model.lora."):
+            continue
+        part = data
+        for name in key.split("."):
+            assert name in part, f"{key} is missing in svpo.yaml"
+            part = part[name]
+
+
+def test_the_documentation_lists_every_key_with_its_default() -> None:
+    text = DOCS.read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `([a-z_.]+)` \| `?(.*?)`? \|", text, re.M))
+    for key, default in known_keys().items():
+        assert key in rows, f"docs/recipes.md has no row for {key}"
+        shown = "required" if default is ... else yaml.safe_dump(default, default_flow_style=True).splitlines()[0]
+        if isinstance(default, list):
+            assert yaml.safe_load(rows[key]) == [list(v) if isinstance(v, tuple) else v for v in default]
+        elif default is ...:
+            assert rows[key] == "the file's name"
+        else:
+            assert yaml.safe_load(rows[key]) == default, f"{key}: docs say {rows[key]}, the schema {shown}"
+    assert set(rows) == set(known_keys()), "docs/recipes.md lists keys that do not exist"
+    for key in RESUMABLE:
+        assert f"`{key}`" in text
+
+
+# ---- YAML
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-5", 1e-5),
+        ("1.0e-5", 1e-5),
+        ("5E-6", 5e-6),
+        (".5", 0.5),
+        ("1", 1),
+        ("+3", 3),
+        ("1_000.5", 1000.5),
+    ],
+)
+def test_numbers_are_read_as_people_write_them(text: str, value: float) -> None:
+    assert load_recipe("svpo", [f"train.lr={text}"]).recipe.train.lr == value
+
+
+def test_values_that_yaml_1_1_would_twist_stay_what_they_look_like() -> None:
+    recipe = load_recipe("svpo", ["task.params={a: no, b: 010, c: 1:30, d: 2024-01-01, e: 100_000, f: 0x10, g: ~}"]).recipe
+    assert recipe.task.params == {
+        "a": "no", "b": 10, "c": "1:30", "d": "2024-01-01", "e": 100_000, "f": "0x10", "g": None
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "what"),
+    [
+        ("name: a\nrounds: [1\nseed: 2\n", 3, "not valid YAML"),
+        ("name: a\n\ttrain: 3\n", 2, "not valid YAML"),
+        ("- name\n", 1, "a recipe is a mapping"),
+        ("name: a\n---\nname: b\n", 2, "not valid YAML"),
+        ("name: &x a\nmodel: {path: *x}\n", 2, "aliases"),
+        ("name: a\x07\n", 1, "not valid YAML"),
+    ],
+)
+def test_text_that_is_no_recipe_is_refused_with_its_line(tmp_path: Path, text: str, line: int, what: str) -> None:
+    (problem,) = problems_of(tmp_path, text)
+    assert problem.startswith(f"r.yaml:{line}: ")
+    assert what in problem
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "# only a remark\n"])
+def test_an_empty_file_is_refused(tmp_path: Path, text: str) -> None:
+    assert problems_of(tmp_path, text) == ["r.yaml: is empty; start from a built-in recipe, for example `extends: svpo`"]
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="did you mean quickstart"):
+        load_recipe("quickstrat")
+    with pytest.raises(RecipeError, match="neither a built-in recipe nor a file"):
+        load_recipe(tmp_path / "none.yaml")
+    with pytest.raises(RecipeError, match=r"is a folder.*recipe\.yaml"):
+        load_recipe(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9\n")
+    with pytest.raises(RecipeError, match="not UTF-8"):
+        load_recipe(tmp_path / "latin.yaml")
+    (tmp_path / "deep.yaml").write_text("name: a\nx: " + "[" * 5000)
+    with pytest.raises(RecipeError, match="nested too deeply"):
+        load_recipe(tmp_path / "deep.yaml")
+
+
+def test_python_tags_are_refused_and_not_run(tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    text = f"name: a\ntask:\n  params: !!python/object/apply:os.system ['touch {marker}']\n"
+    (problem,) = problems_of(tmp_path, text)
+    assert problem.startswith("r.yaml:3: task.params: YAML tag")
+    assert not marker.exists()
+
+
+# ---- checking
+
+
+def test_every_problem_is_listed_with_key_line_and_value(tmp_path: Path) -> None:
+    text = """\
+name: a
+rounds: two
+bogus: 1
+train:
+  lr: -1
+  lrr: 3
+  objective: spo
+  beta: .inf
+  epochs: true
+  clip: 1
+  clip: 2
+search: 3
+model:
+  lora: {rank: 0, targets: 3}
+eval:
+  sbs: [[1, 2], [1], [1, 2.5]]
+warmup: {epoch: 3}
+simulations: 3
+seed: 1.0
+task: {chat: yes}
+"""
+    assert problems_of(tmp_path, text, "task.splits.evl=1", "lost", "train.margin=x") == [
+        'r.yaml:2: rounds: must be a valid integer (got "two"); write the number without quotes or unit',
+        "r.yaml:3: bogus: unknown key; keys here: name, method, seed, rounds, model, task, engine, warmup, search, "
+        "pairs, train, eval, budget",
+        "r.yaml:5: train.lr: must be greater than 0 (got -1)",
+        "r.yaml:6: train.lrr: unknown key; did you mean train.lr?",
+        "r.yaml:7: train.objective: must be 'svpo', 'dpo', 'cdpo', 'ipo' or 'sft' (got \"spo\"); did you mean svpo?",
+        "r.yaml:8: train.beta: must be a finite number (got .inf)",
+        "r.yaml:9: train.epochs: must be a valid integer (got true)",
+        "r.yaml:11: train.clip: stands twice (first on line 10)",
+        "r.yaml:12: search: must be a section of keys (got 3)",
+        "r.yaml:14: model.lora.rank: must be greater than or equal to 1 (got 0)",
+        "r.yaml:14: model.lora.targets: must be a list, or must be 'all-linear' (got 3)",
+        "r.yaml:16: eval.sbs[1][1]: is missing",
+        "r.yaml:16: eval.sbs[2][1]: must be a valid integer (got 2.5)",
+        "r.yaml:17: warmup.epoch: unknown key; did you mean warmup.epochs?",
+        "r.yaml:18: simulations: unknown key; did you mean search.simulations?",
+        "r.yaml:19: seed: must be a valid integer (got 1.0)",
+        'r.yaml:20: task.chat: must be a valid boolean (got "yes"); write true or false',
+        "override 'lost': write it as key=value, for example train.lr=1e-5",
+        "override 'task.splits.evl=1': task.splits.evl: unknown key; did you mean task.splits.eval?",
+        "override 'train.margin=x': train.margin: must be a valid number (got \"x\"); write the number without quotes or "
+        "unit",
+    ]
+
+
+def test_a_wrong_section_names_the_line_of_its_key(tmp_path: Path) -> None:
+    (problem,) = problems_of(tmp_path, "name: a\ntrain:\n  lr: 1e-5\npairs:\n\n  level: stepp\n")
+    assert problem.startswith("r.yaml:6: pairs.level: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("name: a\nwarmup:\n  epochs: 2\n", "r.yaml:3: warmup.epochs: is above 0 but task.splits.labelled is 0"),
+        ("name: a\ntask:\n  kind: jsonl\n", "r.yaml:2: task.path: is missing"),
+        ("name: a\ntask:\n  prompt: hello\n", "r.yaml:3: task.prompt: has no {question}"),
+        ("name: a/b\n", "r.yaml:1: name: must be usable as a folder's name"),
+        ("name: a\npairs: {min_visits: 41}\n", "r.yaml:2: pairs.min_visits: is above search.simulations (40)"),
+        ("name: a\ntask:\n  splits:\n    train: 10\n", "r.yaml: pairs.min_problems: is above task.splits.train (10)"),
+        ("name: a\neval:\n  sbs: [[0, 2]]\n", "r.yaml:3: eval.sbs: beam widths must be at least 1"),
+        ("name: 2024\n", 'r.yaml:1: name: must be a valid string (got 2024); quote it: "2024"'),
+        ("train.lr: 3\n", "r.yaml:1: train.lr: unknown key; in a file write `lr:` indented under `train:`"),
+    ],
+)
+def test_impossible_combinations_name_the_key(tmp_path: Path, text: str, expected: str) -> None:
+    (problem,) = problems_of(tmp_path, text)
+    assert problem.startswith(expected)
+
+
+# ---- overrides and extends
+
+
+def test_overrides_win_in_order_and_reach_into_sections() -> None:
+    recipe = load_recipe(
+        "svpo",
+        ["train.lr=1e-4", "train.lr=2e-4", "model.lora.rank=8", "train={beta: 0.3}", 'task.delimiter="\\n\\n"', "seed = 7"],
+    ).recipe
+    assert (recipe.train.lr, recipe.train.beta, recipe.train.clip) == (2e-4, 0.3, 1.0)
+    assert recipe.model.lora is not None and recipe.model.lora.rank == 8
+    assert (recipe.task.delimiter, recipe.seed) == ("\n\n", 7)
+
+
+def test_an_override_mends_what_the_file_has_wrong(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text("rounds: two\n")
+    loaded = load_recipe(file, ["rounds=3"])
+    assert (loaded.recipe.rounds, loaded.recipe.name, loaded.text) == (3, "r", "rounds: two\n")
+
+
+def test_extends_merges_sections_and_keeps_lines(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(
+        "extends: quickstart\nname: base\ntrain:\n  lr: 1e-4\ntask: {name: countdown, params: {a: 1}}\n"
+    )
+    child = tmp_path / "child.yaml"
+    child.write_text("extends: base.yaml\ntrain:\n  beta: 0.2\n")
+    recipe, quickstart = load_recipe(child).recipe, load_recipe("quickstart").recipe
+    assert (recipe.name, recipe.train.lr, recipe.train.beta) == ("child", 1e-4, 0.2)
+    assert recipe.search == quickstart.search
+    assert recipe.task.params == {"a": 1}  # of another task: replaced, not merged
+
+    child.write_text("extends: base.yaml\n\ntrain:\n  betta: 0.2\n")
+    (tmp_path / "base.yaml").write_text("name: base\nrounds: -1\n")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(child)
+    assert str(caught.value).splitlines() == [
+        f"{tmp_path / 'base.yaml'}:2: rounds: must be greater than or equal to 0 (got -1)",
+        f"{child}:4: train.betta: unknown key; did you mean train.beta?",
+    ]
+
+
+def test_extends_in_a_circle_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("extends: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("extends: a.yaml\n")
+    with pytest.raises(RecipeError, match="extends itself"):
+        load_recipe(tmp_path / "a.yaml")
+
+
+# ---- writing
+
+texts = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1, max_size=20)
+scalars = st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats(-1e9, 1e9, allow_nan=False) | texts
+tricky = st.sampled_from(["1e5", "no", "1:30", "010", "0x1f", "~", "null", "true", "1_0", "=", "<<", "a: b", "#x", "", ".5"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    params=st.dictionaries(texts | tricky, scalars | tricky | st.lists(scalars | tricky, max_size=3), max_size=4),
+    delimiter=st.sampled_from(["\n", "\n\n", " \n", "\t", "。", "1e5", "no"]),
+    lr=st.floats(1e-12, 1e3),
+    train_split=texts | tricky,
+)
+def test_what_is_written_is_read_back_equal(params: dict, delimiter: str, lr: float, train_split: str) -> None:
+    recipe = Recipe.model_validate(
+        {
+            "name": "a",
+            "task": {"params": params, "delimiter": delimiter, "train_split": train_split},
+            "train": {"lr": lr},
+            "model": {"lora": {"targets": ["q_proj", "v_proj"]}},
+        }
+    )
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "recipe.yaml"
+        file.write_text(dump_recipe(recipe), encoding="utf-8")
+        again = load_recipe(file).recipe
+    assert again == recipe
+    assert dump_recipe(again) == dump_recipe(recipe)
+
+
+# ---- resuming
+
+
+def test_only_what_computes_nothing_else_may_change_on_resume() -> None:
+    old = load_recipe("svpo").recipe
+    new = load_recipe(
+        "svpo",
+        ["budget.tokens=100", "rounds=3", "engine.max_rows=8", "engine.cache_mb=1", "engine.threads=2",
+         "search.trees_in_flight=2", "model.device=cpu"],
+    ).recipe  # fmt: skip
+    assert [str(change) for change in check_resume(old, new)] == [
+        "rounds: 2 → 3",
+        'model.device: "auto" → "cpu"',
+        "engine.max_rows: 256 → 8",
+        "engine.cache_mb: 1024 → 1",
+        "engine.threads: null → 2",
+        "search.trees_in_flight: 64 → 2",
+        "budget.tokens: null → 100",
+    ]
+    assert check_resume(old, old) == []
+
+
+def test_other_changes_are_refused_with_a_diff() -> None:
+    old = load_recipe("svpo").recipe
+    new = load_recipe("svpo", ["rounds=1", "train.lr=1e-4", "model.lora={}", "task.params={n: 3}", "engine.max_rows=8"]).recipe
+    with pytest.raises(RecipeError) as caught:
+        check_resume(old, new)
+    message = str(caught.value)
+    assert "  rounds: 2 → 1 (rounds may only grow)\n" in message
+    assert "  train.lr: 1e-05 → 0.0001\n" in message
+    assert "  model.lora.rank: null → 16\n" in message
+    assert "  task.params.n: null → 3\n" in message
+    assert "engine.max_rows: 256" not in message
+    assert "--out" in message
+
+
+@given(key=st.sampled_from(sorted(k for k, v in known_keys().items() if isinstance(v, int) and not isinstance(v, bool))))
+@settings(max_examples=40, deadline=None)
+def test_every_numeric_key_is_either_resumable_or_refused(key: str) -> None:
+    overrides = ["task.splits.labelled=5", "pairs.min_problems=1", "model.lora={}"]
+    old = load_recipe("svpo", overrides).recipe
+    new = load_recipe("svpo", [*overrides, f"{key}=33"]).recipe
+    allowed = key in RESUMABLE or key == "rounds"
+    if allowed:
+        assert [change.key for change in check_resume(old, new)] == [key]
+    else:
+        with pytest.raises(RecipeError, match=re.escape(key)):
+            check_resume(old, new)

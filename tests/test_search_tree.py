@@ -1,0 +1,221 @@
+"""Growing, exhausting, snapshots and digests of trees."""
+
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_search_mcts import PROMPT, played, searches, worlds
+
+from treepref.search.base import Expansion, solution_tokens
+from treepref.search.rules import mean_logprob_prior
+from treepref.search.tree import (
+    add_children,
+    best_solution,
+    digest_tree,
+    grow,
+    mark_exhausted,
+    mark_pending,
+    path_mean_logprob,
+    tokens_left,
+    tree_from_arrays,
+    tree_size,
+    tree_to_arrays,
+)
+from treepref.types import Completion, Node, Tree, new_tree
+
+NODE_FIELDS = [f for f in Node.__dataclass_fields__ if f not in ("parent", "children", "pending")]
+TREE_FIELDS = [f for f in Tree.__dataclass_fields__ if f != "nodes"]
+
+
+def sample(*tokens, p=0.5, finish="step", **more):
+    return Completion(tokens, (math.log(p),) * len(tokens), finish, **more)
+
+
+def assert_equal_trees(a, b):
+    assert [getattr(a, f) for f in TREE_FIELDS] == [getattr(b, f) for f in TREE_FIELDS]
+    for one, other in zip(a.nodes, b.nodes, strict=True):
+        assert [getattr(one, f) for f in NODE_FIELDS] == [getattr(other, f) for f in NODE_FIELDS]
+        assert [ch.index for ch in one.children] == [ch.index for ch in other.children]
+        assert (one.parent and one.parent.index) == (other.parent and other.parent.index)
+
+
+def test_equal_siblings_are_one_child():
+    tree = new_tree("k", "p", PROMPT)
+    first = sample(2, 1, p=0.5, value=0.1)
+    made = add_children(tree, tree.root, [first, sample(3, 1), sample(2, 1, p=0.4, value=0.9)], mean_logprob_prior)
+    assert [n.index for n in made] == [1, 2, 1]
+    assert [n.samples for n in tree.root.children] == [2, 1]
+    assert (made[0].value, made[0].logprobs) == (0.1, first.logprobs)  # the first sample's stay
+    add_children(tree, tree.root, [sample(3, 1)], mean_logprob_prior)
+    assert [n.samples for n in tree.root.children] == [2, 2] and len(tree.nodes) == 3
+    add_children(tree, made[0], [sample(2, 1)], mean_logprob_prior)  # equal tokens elsewhere are another node
+    assert len(tree.nodes) == 4 and tree.nodes[3].depth == 2
+
+
+def test_grow_sorts_finished_cut_and_open_children():
+    tree = new_tree("k", "p", PROMPT)
+    completions = [sample(2, 0, finish="eos"), sample(3, 3, finish="length"), sample(4, 1), sample(5, 1)]
+    expansion = Expansion(tree.root, n=6, temperature=1.0, max_tokens=2)
+    grow(tree, expansion, completions, [1.0, None, None, None], mean_logprob_prior, lambda n: n.tokens[0] != 5)
+    seen = [(n.terminal, n.reward, n.exhausted) for n in tree.root.children]
+    assert seen == [(True, 1.0, True), (True, -1.0, True), (False, None, False), (True, -1.0, True)]
+    assert tree.failed == 4  # one cut, one refused, two that never came
+    assert tree.root.expanded and not tree.root.exhausted
+
+
+def test_a_merged_solution_keeps_its_reward_when_it_was_judged_once():
+    tree = new_tree("k", "p", PROMPT)
+    done = sample(2, 0, finish="eos")
+    grow(tree, Expansion(tree.root, 2, 1.0, 9), [done, done], [1.0, None], mean_logprob_prior, lambda n: True)
+    assert (tree.nodes[1].reward, tree.nodes[1].samples) == (1.0, 2)
+
+
+def test_exhaustion_climbs_only_over_finished_siblings():
+    tree = new_tree("k", "p", PROMPT)
+    a, b = add_children(tree, tree.root, [sample(2, 1), sample(3, 1)], mean_logprob_prior)
+    tree.root.expanded = True
+    (leaf,) = add_children(tree, a, [sample(4, 0)], mean_logprob_prior)
+    a.expanded = leaf.terminal = True
+    mark_exhausted(leaf)
+    assert (leaf.exhausted, a.exhausted, tree.root.exhausted) == (True, True, False)
+    b.expanded = True  # no child came: nothing is left below it
+    mark_exhausted(b)
+    assert b.exhausted and tree.root.exhausted
+
+
+def test_a_tell_that_nobody_asked_for_leaves_pending_alone():
+    tree = new_tree("k", "p", PROMPT)
+    a, b = add_children(tree, tree.root, [sample(2, 1), sample(3, 1)], mean_logprob_prior)
+    mark_pending(a, +1)
+    mark_pending(b, -1)
+    assert [n.pending for n in (tree.root, a, b)] == [1, 1, 0]
+    mark_pending(a, -1)
+    assert [n.pending for n in (tree.root, a, b)] == [0, 0, 0]
+
+
+def test_tokens_left():
+    tree = new_tree("k", "p", PROMPT)  # three prompt tokens
+    (a,) = add_children(tree, tree.root, [sample(2, 1)], mean_logprob_prior)
+    (b,) = add_children(tree, a, [sample(3, 3, 1)], mean_logprob_prior)
+    assert tokens_left(tree, b, 10, None) == 5
+    assert tokens_left(tree, b, None, 10) == 2
+    assert tokens_left(tree, b, 10, 10) == 2
+    assert tokens_left(tree, b, 4, 100) == -1
+    assert tokens_left(tree, b, None, None) > 10**9
+
+
+def test_best_solution_by_value_then_likelihood_then_age():
+    tree = new_tree("k", "p", PROMPT)
+    assert best_solution(tree) is None
+    step, low, cut = add_children(
+        tree,
+        tree.root,
+        [sample(2, 1, p=0.1), sample(3, 0, p=0.9, finish="eos", value=0.2), sample(9, 9, finish="length", value=1.0)],
+        mean_logprob_prior,
+    )
+    low.terminal = cut.terminal = True
+    assert best_solution(tree) is low
+    likely, unlikely, twin = add_children(
+        tree,
+        step,
+        [sample(t, 0, p=p, finish="eos", value=0.6) for t, p in ((6, 0.3), (4, 0.2), (5, 0.3))],
+        mean_logprob_prior,
+    )
+    for n in (likely, unlikely, twin):
+        n.terminal = True
+    low.reward = 1.0  # ground truth has no say
+    assert best_solution(tree) is likely
+    assert path_mean_logprob(likely) == pytest.approx((math.log(0.1) + math.log(0.3)) / 2)
+    unlikely.value = 0.7
+    assert best_solution(tree) is unlikely
+    for n in tree.nodes:
+        n.value = None
+    assert best_solution(tree) is low  # without values: the likeliest whole solution
+
+
+def test_size():
+    tree = new_tree("k", "p", PROMPT)
+    (a,) = add_children(tree, tree.root, [sample(2, 2, 1)], mean_logprob_prior)
+    (b,) = add_children(tree, a, [sample(3, 0, finish="eos")], mean_logprob_prior)
+    b.terminal = True
+    assert tree_size(tree) == (3, 5, 2, 1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(worlds, searches, st.booleans())
+def test_snapshots_are_exact_also_through_files(world, search, judge):
+    tree = played(search, world, judge)
+    arrays = tree_to_arrays(tree)
+    assert_equal_trees(tree_from_arrays(arrays), tree)
+    assert_equal_trees(tree_from_arrays(json.loads(json.dumps({k: v.tolist() for k, v in arrays.items()}))), tree)
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    file.seek(0)
+    with np.load(file, allow_pickle=False) as loaded:
+        assert_equal_trees(tree_from_arrays(loaded), tree)
+
+
+def test_snapshot_keeps_optional_columns_node_by_node():
+    tree = new_tree("ключ", "p", PROMPT, policy_version=3)
+    tree.q_range, tree.simulations, tree.failed = (-1.0, 2.0), 7, 2
+    completions = [
+        sample(2, 1, forced=(False, True)),
+        sample(3, 1, behaviour=(-0.1, -0.2), value=0.1),
+        sample(4, 4, 0, finish="eos"),
+    ]
+    add_children(tree, tree.root, completions, mean_logprob_prior)
+    restored = tree_from_arrays(tree_to_arrays(tree))
+    assert_equal_trees(restored, tree)
+    assert restored.nodes[1].forced == (False, True) and restored.nodes[2].behaviour == (-0.1, -0.2)
+
+
+def test_floats_are_stored_short_only_where_nothing_is_lost():
+    tree = new_tree("k", "p", PROMPT)
+    short = float(np.float32(-0.1))
+    add_children(tree, tree.root, [Completion((2,), (short,), "step")], mean_logprob_prior)
+    assert tree_to_arrays(tree)["logprobs"].dtype == np.float32
+    add_children(tree, tree.root, [Completion((3,), (-0.1,), "step")], mean_logprob_prior)
+    assert tree_to_arrays(tree)["logprobs"].dtype == np.float64
+
+
+def small_tree():
+    tree = new_tree("k", "p", PROMPT)
+    add_children(tree, tree.root, [sample(2, 1, value=0.5), sample(3, 0, finish="eos")], mean_logprob_prior)
+    tree.nodes[2].reward, tree.nodes[2].visits, tree.nodes[2].total = 1.0, 1, 1.0
+    return tree
+
+
+def test_digest_is_the_same_on_every_machine():
+    assert digest_tree(small_tree()).hex() == "DIGEST"
+
+
+def test_digest_sees_tokens_outcomes_and_counts_but_no_float():
+    reference = digest_tree(small_tree())
+
+    def changed(change):
+        tree = small_tree()
+        change(tree)
+        return digest_tree(tree) != reference
+
+    def put(index, **fields):
+        def change(tree):
+            for name, value in fields.items():
+                setattr(tree.nodes[index], name, value)
+
+        return change
+
+    assert not changed(put(1, value=0.6, prior=0.1, logprobs=(-7.0, -7.0)))
+    assert not changed(put(2, total=0.9))
+    assert not changed(put(2, reward=0.9))
+    assert changed(put(2, reward=-1.0))
+    assert changed(put(2, reward=None))
+    assert changed(put(2, visits=2))
+    assert changed(put(2, samples=2))
+    assert changed(put(1, tokens=(2, 2)))
+    assert changed(lambda tree: setattr(tree, "prompt", (5, 3)))
+    assert changed(lambda tree: setattr(tree, "key", "other"))
+    assert solution_tokens(small_tree().nodes[1]) == (2, 1)
