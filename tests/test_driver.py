@@ -50,6 +50,7 @@ class Watched(ScriptedEngine):
         super().__init__(*args, **keywords)
         self.sent: list[Request] = []
         self.polls = polls
+        self.stopped = False
 
     def submit(self, requests: Iterable[Request]) -> None:
         requests = list(requests)
@@ -61,6 +62,7 @@ class Watched(ScriptedEngine):
             self.polls -= 1
             if self.polls < 0:
                 raise ConnectionError("the engine died")
+        assert not self.stopped, "polled although the call was stopped"
         return super().poll()
 
 
@@ -338,7 +340,8 @@ def test_stop_sends_nothing_more_and_everything_resumes(tmp_path: Path) -> None:
     engine, calls = Watched(batch=2), iter(range(1000))
 
     def stop() -> str | None:
-        return "token budget" if engine.cost.generated_tokens > 200 or next(calls) > 900 else None
+        engine.stopped = engine.cost.generated_tokens > 200 or next(calls) > 900
+        return "token budget" if engine.stopped else None
 
     with Store(tmp_path / "run") as store:
         done, report = run(make_jobs(12), engine, journal=store.journal("s", 0), stop=stop)
@@ -347,6 +350,7 @@ def test_stop_sends_nothing_more_and_everything_resumes(tmp_path: Path) -> None:
         assert kept > 0 and report.cost == engine.cost == store.cost("s")
         # The same engine still holds what was in flight: those late results belong to nobody.
         assert engine.in_flight
+        engine.stopped = False
         again, second = run(make_jobs(12), engine, journal=store.journal("s", 0))
         assert again == REFERENCE and second.replayed == kept and second.stopped is None
         assert len(engine.sent) > sent

@@ -23,6 +23,7 @@ from treepref.evaluation import (
     results_document,
     round_summary,
     sampled_scores,
+    scores_over_k,
     single_scores,
     value_quality,
 )
@@ -281,15 +282,15 @@ def test_at_equal_tokens_interpolates_in_log_tokens():
     # p is always right, q has one right of four, the first: k = 1 (1 + ¼)/2; k = 2 (1 + ½)/2; k = 4 1, by a tie
     rows = [solution("p", i) for i in range(4)]
     rows += [solution("q", i, a) for i, a in enumerate(["1", "2", "3", "4"])]
-    samples = Samples(rows)
+    curve = list(scores_over_k(Samples(rows), "sc").values())
     method = Scores({"p": 1.0, "q": 0.0}, {"p": math.sqrt(200), "q": math.sqrt(200)}, 2)
-    found = at_equal_tokens(method, samples)  # √(10·20): half way between k = 1 and k = 2
+    found = at_equal_tokens(method, curve)  # √(10·20): half way between k = 1 and k = 2
     assert found["sc_accuracy"] == pytest.approx((0.625 + 0.75) / 2)
     assert found["difference"] == pytest.approx(0.5 - 0.6875)
     # per problem: 0 and −(¼+½)/2 = −0.375, so SE = 0.375/√2/√2
     assert found["interval"][1] - found["difference"] == pytest.approx(1.959964 * 0.375 / 2)
-    assert at_equal_tokens(Scores({"p": 1.0}, {"p": 41.0}, 1), samples) is None
-    assert at_equal_tokens(Scores({"p": 1.0}, {"p": 40.0}, 1), samples)["sc_accuracy"] == 1.0
+    assert at_equal_tokens(Scores({"p": 1.0}, {"p": 41.0}, 1), curve) is None
+    assert at_equal_tokens(Scores({"p": 1.0}, {"p": 40.0}, 1), curve)["sc_accuracy"] == 1.0
 
 
 # ---------------- results.json

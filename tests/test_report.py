@@ -120,8 +120,8 @@ def synthetic_report(**changes):
                 "round": 1 + i // 60,
                 "step": i % 60,
                 "loss": 0.8 - 0.3 * t + generator.gauss(0, 0.02),
-                "preference": 0.693 - 0.25 * t + generator.gauss(0, 0.02),
-                "value": 0.6 - 0.35 * t + generator.gauss(0, 0.02),
+                "loss_preference": 0.693 - 0.25 * t + generator.gauss(0, 0.02),
+                "loss_value": 0.6 - 0.35 * t + generator.gauss(0, 0.02),
                 "reward_margin": 0.9 * t + generator.gauss(0, 0.05),
                 "reward_accuracy": 0.5 + 0.3 * t + generator.gauss(0, 0.03),
                 "value_rank_accuracy": 0.5 + 0.35 * t + generator.gauss(0, 0.03),
@@ -328,7 +328,7 @@ def test_page_shows_every_section_and_ten_trees(page_text):
     for number in ("12.3 M", "3.1×10¹⁵", "5210", "a sample was cut at 64 tokens", "preferred, Q gap +"):
         assert number in words
     figures = [json.loads(text) for attrs, text in Page(page_text).scripts if attrs.get("data-for")]
-    assert len(figures) == 4 + 8  # four of the results; every training panel but that of lengths, which was not logged
+    assert len(figures) == 4 + 8  # four of the results; training panels of what was logged
 
 
 def test_model_text_cannot_leave_its_place(page_text):
@@ -375,6 +375,13 @@ def test_page_of_a_run_without_anything_says_so():
     assert "There were no values to evaluate" in warmup_only
 
 
+def test_remarks_are_not_counted_as_failures():
+    remark = {"stage": "run", "level": "info", "message": "resumed with eval.samples=16"}
+    assert "Nothing was skipped" in printed(synthetic_results(rounds=1), [remark])
+    words = " ".join(Page(html.render_report(synthetic_report(trees=[], steps=[], events=[remark]))).words)
+    assert "Nothing was skipped" in words and "1 remark" in words and "resumed with eval.samples=16" in words
+
+
 def test_long_steps_and_very_large_trees_stay_readable():
     view = tree_view({"question": "q", "nodes": [node(0, None), node(1, 0, text="x" * 5000)], "pairs": []})
     assert view.rows[0].text.endswith("(4300 more characters)") and len(view.rows[0].text) < MAX_TEXT + 40
@@ -406,7 +413,11 @@ def test_accuracy_plot_holds_the_results():
 
 
 def test_training_panels_leave_gaps_for_what_is_not_finite():
-    steps = [{"round": 1, "loss": 1.0}, {"round": 1, "loss": float("nan")}, {"round": 2, "loss": 0.5, "kl": None}]
+    steps = [
+        {"round": 1, "loss": 1.0},
+        {"round": 1, "loss": float("nan")},
+        {"round": 2, "loss": 0.5, "kl": float("nan")},
+    ]
     panels = plots.training_panels(steps)
     assert [title for title, _ in panels] == ["Loss and its terms"]
     assert list(panels[0][1].data[0].y) == [1.0, None, 0.5]

@@ -6,8 +6,8 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_search_mcts import PROMPT, answer, play, played, seeds_of, worlds
 
+from test_search_mcts import PROMPT, answer, play, played, seeds_of, worlds
 from treepref.engines.scripted import EOS, ScriptedEngine
 from treepref.search import Sampling, StepBeam
 from treepref.search.base import solution_tokens
@@ -86,7 +86,7 @@ def test_a_wide_beam_finds_the_best_of_all_solutions():
 def test_a_beam_of_one_follows_the_best_step():
     state = PROMPT
     for end in (1, 1, EOS):
-        state = max((state + (word, end) for word in (2, 3, 4)), key=step_value)
+        state = max(((*state, word, end) for word in (2, 3, 4)), key=step_value)
     assert enumerated_answer(1, 3) == state[len(PROMPT) :]
 
 

@@ -127,7 +127,10 @@ def test_tree_worked_out_by_hand():
 
 
 RECORDED = {
-    "mcts_recorded": (World(seed=11), Mcts(simulations=16, children=3, temperature=0.9, max_depth=5, max_step_tokens=9)),
+    "mcts_recorded": (
+        World(seed=11),
+        Mcts(simulations=16, children=3, temperature=0.9, max_depth=5, max_step_tokens=9),
+    ),
     "mcts_recorded_parallel": (
         World(seed=13),
         Mcts(simulations=20, children=3, max_depth=4, leaves_in_flight=4, evaluate="rollout", seed=5),
@@ -230,14 +233,16 @@ def step(token, p=0.5, value=None, finish="step"):
 
 
 def test_ties_are_drawn_by_seed_key_and_simulation_and_are_repeatable():
-    def first_leaf(seed, key="k"):
+    def first_leaf(seed, key="k", simulations=0):
         tree = new_tree(key, "p", PROMPT)
+        tree.simulations = simulations
         search = Mcts(children=4, seed=seed)
         search.tell(tree, search.ask(tree)[0], [step(t) for t in (2, 3, 4, 5)], [None] * 4, 0.0)
         return search.ask(tree)[0].node.index
 
     assert first_leaf(1) == first_leaf(1)
     assert {first_leaf(seed) for seed in range(40)} == {1, 2, 3, 4}
+    assert {first_leaf(0, simulations=i) for i in range(38)} == {1, 2, 3, 4}
     assert {first_leaf(0, f"key-{i}") for i in range(40)} == {1, 2, 3, 4}
 
 
@@ -359,7 +364,8 @@ def test_impossible_rewards_logprobs_and_counts_are_refused():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"simulations": 0}, {"leaves_in_flight": 0}, {"delimiter": ""}, {"evaluate": "guess"}, {"root_children": 0}]
+    "wrong",
+    [{"simulations": 0}, {"leaves_in_flight": 0}, {"delimiter": ""}, {"evaluate": "guess"}, {"root_children": 0}],
 )
 def test_impossible_constants_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

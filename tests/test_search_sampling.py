@@ -5,8 +5,8 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_search_mcts import PROMPT, played, worlds
 
+from test_search_mcts import PROMPT, played, worlds
 from treepref.errors import ModelError
 from treepref.search import Sampling
 from treepref.types import Completion, new_tree

@@ -92,8 +92,8 @@ def estimate(recipe: RecipeArg, overrides: OverridesArg = None) -> None:
     info = cost.model_info(loaded.model.path, loaded.model.dtype)
     rates = cost.measure_rates(loaded.model.device, loaded.model.dtype)
     result = cost.estimate(loaded, model_info=info, rates=rates, assumptions=cost.measured_assumptions(loaded))
-    console = Console()
-    console.print(cost.render(loaded, result, info), width=None if console.is_terminal else 130)
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    console.print(cost.render(loaded, result, info))
 
 
 @app.command()

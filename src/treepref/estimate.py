@@ -8,16 +8,16 @@ probe of the machine and are rough: a factor of two either way.
 
 from __future__ import annotations
 
+import random
 import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from treepref.budget import GIGABYTE, budget_tokens
-from treepref.config import Recipe
+from treepref.config import Recipe, TaskConfig
 from treepref.errors import ModelError, TreeprefError
 from treepref.types import Cost
 
@@ -47,6 +47,12 @@ class ModelInfo:
     vocab: int
     layers: int = 1
     bytes_per_param: int = 4
+    multiplied: int | None = None
+    """Weights that multiply each token: all but embeddings that are a mere look-up. None: `params`."""
+
+    @property
+    def active(self) -> int:
+        return self.params if self.multiplied is None else self.multiplied
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,17 +186,17 @@ class _Spender:
         starting its operations; batched tokens take their FLOPs at the machine's rate.
         """
         backward = 2 if self.recipe.model.lora else 4
-        flops = self.info.params * (2 * (generated + prefill + scored) + (2 + backward) * trained)
+        flops = self.info.active * (2 * (generated + prefill + scored) + (2 + backward) * trained)
         seconds = 0.0
         if self.rates:
             rate = self.rates.flops * UTILISATION
             overhead = self.rates.op_seconds * OPS_PER_LAYER * (self.info.layers + 1)
             read = self.info.params * self.info.bytes_per_param / self.rates.bytes_per_second
             passes = generated / max(1.0, rows)
-            seconds += passes * (max(rows * 2 * self.info.params / rate, read) + overhead) + generated * ROW_SECONDS
+            seconds += passes * (max(rows * 2 * self.info.active / rate, read) + overhead) + generated * ROW_SECONDS
             batched = 2 * (prefill + scored) + (2 + backward) * trained
             packs = (prefill + scored + 3 * trained) / self.recipe.train.row_tokens
-            seconds += self.info.params * batched / rate + packs * overhead
+            seconds += self.info.active * batched / rate + packs * overhead
         return Cost(round(generated), round(prefill), round(cached), round(scored), round(trained), flops, seconds)
 
 
@@ -332,43 +338,49 @@ def _over_budget(recipe: Recipe, result: Estimate) -> list[str]:
 # ---- facts about the model, the machine and the task -----------------------------------------------------------------
 
 
-def local_path(path: str) -> str:
-    """`model.path` as transformers takes it: `builtin:NAME` is a folder of the package's data."""
-    name = path.removeprefix("builtin:")
-    return path if name == path else str(resources.files("treepref") / "data" / name)
-
-
-def model_info(path: str, dtype: str = "float32") -> ModelInfo:
-    """Size of a model from its config: built without memory for weights (meta device).
-
-    Raises ModelError where there is no readable config.
-    """
+def _empty_model(path: str) -> Any:
+    """The model without memory for its weights (meta device); the tiny built-in ones come whole."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    if path.startswith("builtin:"):
+        from treepref.models.policy import load_policy
+
+        return load_policy(path, value_head=False).model
     is_hub_id = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", path)
-    if not is_hub_id and not Path(local_path(path)).is_dir():
+    if not is_hub_id and not Path(path).expanduser().is_dir():
         raise ModelError(f"model.path {path}: there is no such folder")
     try:
-        config = AutoConfig.from_pretrained(local_path(path))
+        config = AutoConfig.from_pretrained(Path(path).expanduser() if Path(path).expanduser().is_dir() else path)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            return AutoModelForCausalLM.from_config(config)
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ModelError(
             f"model.path {path}: its config cannot be read ({reason}); give a Hugging Face hub id or a model folder"
         ) from None
-    text = config.get_text_config()
+
+
+def model_info(path: str, dtype: str = "float32") -> ModelInfo:
+    """Size of a model from its config: no weights are loaded. Raises ModelError where there is no readable config."""
+    from torch import nn
+
+    model = _empty_model(path)
+    looked_up = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
+    looked_up.discard(id(model.get_output_embeddings().weight))
+    sizes = {id(parameter): parameter.numel() for parameter in model.parameters()}
+    text = model.config.get_text_config()
     heads = text.num_attention_heads
     head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
     kv_heads = getattr(text, "num_key_value_heads", None) or heads
     return ModelInfo(
-        params=sum(parameter.numel() for parameter in model.parameters()),
+        params=sum(sizes.values()),
         kv_bytes_per_token=2 * text.num_hidden_layers * kv_heads * head_size * DTYPE_BYTES[dtype],
         hidden=text.hidden_size,
         vocab=text.vocab_size,
         layers=text.num_hidden_layers,
         bytes_per_param=DTYPE_BYTES[dtype],
+        multiplied=sum(size for key, size in sizes.items() if key not in looked_up),
     )
 
 
@@ -408,36 +420,52 @@ def measure_rates(device: str = "auto", dtype: str = "float32", seconds: float =
         raise TreeprefError(f"model.device {device}: cannot be used: {str(error).splitlines()[0]}") from None
 
 
-def measured_assumptions(recipe: Recipe, problems: int = 64) -> Assumptions:
-    """Lengths of up to `problems` prompts, and of their rationales where there are any, in the model's tokens.
-
-    What cannot be measured (no tokenizer, no data, no rationales) is assumed, and `origin` says why.
-    """
-    import random
-
+def tokenizer_of(path: str) -> Any:
+    """The tokenizer of `model.path`. Raises ModelError where it has none that can be loaded."""
     from transformers import AutoTokenizer
 
+    if path.startswith("builtin:"):
+        from treepref.models.policy import load_policy
+
+        return load_policy(path, value_head=False).tokenizer
+    try:
+        return AutoTokenizer.from_pretrained(Path(path).expanduser() if Path(path).expanduser().is_dir() else path)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ModelError(f"model.path {path}: its tokenizer cannot be loaded ({reason})") from None
+
+
+def measured_assumptions(recipe: Recipe, problems: int = 64) -> Assumptions:
+    """Lengths of up to `problems` prompts, and of their rationales where the task has them, in the model's tokens.
+
+    What cannot be measured (no data, no rationales) is assumed, and `origin` says why.
+    """
     from treepref.models.text import encode_prompt, encode_solution
     from treepref.tasks.loading import load_splits
     from treepref.tasks.task import load_task
 
     assumed = default_assumptions(recipe)
-    wanted = recipe.task.splits
-    few = {"labelled": min(wanted.labelled, problems), "train": min(wanted.train, problems), "eval": 1}
-    config = recipe.task.model_copy(update={"splits": wanted.model_copy(update=few)})
+
+    def some(labelled: int) -> TaskConfig:
+        counts = {"labelled": labelled, "train": min(recipe.task.splits.train, problems), "eval": 1}
+        return recipe.task.model_copy(update={"splits": recipe.task.splits.model_copy(update=counts)})
+
     try:
-        tokenizer = AutoTokenizer.from_pretrained(local_path(recipe.model.path))
-        task, splits = load_task(config), load_splits(config, recipe.seed)
-        prompts = [len(encode_prompt(tokenizer, task.prompt(p.question), config.chat)) for p in splits.train]
-    except (TreeprefError, OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        return replace(assumed, origin=f"{assumed.origin}; not measured: {reason}")
-    assumed = replace(assumed, prompt_tokens=sum(prompts) / len(prompts), origin="prompts measured, steps assumed")
-    texts = [task.solution_text(p, random.Random(p.id)) for p in (*splits.labelled, *splits.train) if p.rationale]
+        tokenizer, task = tokenizer_of(recipe.model.path), load_task(recipe.task)
+        try:
+            splits = load_splits(some(problems), recipe.seed)
+        except TreeprefError:  # a task without rationales
+            splits = load_splits(some(0), recipe.seed)
+        asked = [*splits.train, *splits.labelled]
+        prompts = [len(encode_prompt(tokenizer, task.prompt(p.question), recipe.task.chat)) for p in asked]
+        texts = [task.solution_text(p, random.Random(p.id)) for p in splits.labelled]
+        tokens = sum(len(encode_solution(tokenizer, text)) for text in texts)
+    except TreeprefError as error:
+        return replace(assumed, origin=f"{assumed.origin}; nothing measured: {str(error).partition(chr(10))[0]}")
+    assumed = replace(assumed, prompt_tokens=sum(prompts) / len(prompts))
     if not texts:
-        return assumed
-    steps = sum(len([line for line in text.split(config.delimiter) if line]) for text in texts)
-    tokens = sum(len(encode_solution(tokenizer, text)) for text in texts)
+        return replace(assumed, origin=f"measured on {len(prompts)} prompts, steps half as long as the recipe allows")
+    steps = sum(len([step for step in text.split(recipe.task.delimiter) if step]) for text in texts)
     origin = f"measured on {len(prompts)} prompts and {len(texts)} rationales"
     return replace(assumed, step_tokens=tokens / steps, steps=steps / len(texts), origin=origin)
 
@@ -454,34 +482,40 @@ def short(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`2 h 05 min` of 7,500 seconds."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours / 24:.1f} days"
+    """`2.1 h` of 7,500 seconds."""
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.{1 if seconds < 9.95 * size else 0}f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def render(recipe: Recipe, result: Estimate, info: ModelInfo) -> RenderableType:
     """The estimate as a table with its assumptions below, for a rich console."""
+    from rich import box
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=f"{recipe.name}: expected cost (upper bound)", title_justify="left")
+    table = Table(
+        title=f"{recipe.name}: expected cost (upper bound)", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
     table.add_column("stage")
-    for column in ("generated", "prefilled", "scored", "trained", "FLOPs", "time"):
+    for column in ("tokens generated", "read", "trained", "FLOPs", "time"):
         table.add_column(column, justify="right")
 
     def row(name: str, expected: Cost, upper: Cost, style: str = "") -> None:
-        cells = []
-        for key in ("generated_tokens", "prefill_tokens", "scored_tokens", "training_tokens", "flops"):
-            small, large = getattr(expected, key), getattr(upper, key)
-            cells.append(f"{short(small)} ({short(large)})" if large else "–")
-        time_cell = f"{duration(expected.seconds)} ({duration(upper.seconds)})" if result.has_rates else "–"
-        table.add_row(name, *cells, time_cell, style=style)
+        def cell(figure: Callable[[Cost], float], show: Callable[[float], str] = short) -> str:
+            return f"{show(figure(expected))} ({show(figure(upper))})" if figure(upper) else "–"
+
+        table.add_row(
+            name,
+            cell(lambda cost: cost.generated_tokens),
+            cell(lambda cost: cost.prefill_tokens + cost.scored_tokens),
+            cell(lambda cost: cost.training_tokens),
+            cell(lambda cost: cost.flops),
+            cell(lambda cost: cost.seconds, duration),
+            style=style,
+        )
 
     for stage in result.stages:
         row(stage.name, stage.expected, stage.upper)
@@ -491,6 +525,7 @@ def render(recipe: Recipe, result: Estimate, info: ModelInfo) -> RenderableType:
         f"model: {short(info.params)} weights, {short(info.kv_bytes_per_token)}B of key-value cache a token",
         f"tokens together: {short(budget_tokens(result.expected))} ({short(budget_tokens(result.upper))})",
         f"disk: {result.disk_expected / GIGABYTE:.3g} GB ({result.disk_upper / GIGABYTE:.3g} GB)",
+        "· read: prompts computed and steps scored",
         *(f"· {line}" for line in result.assumptions.lines()),
     ]
     if result.has_rates:

@@ -244,13 +244,17 @@ def value_quality(samples: Samples) -> dict[str, Any]:
 # ---------------- at equal tokens
 
 
-def at_equal_tokens(method: Scores, samples: Samples) -> dict[str, Any] | None:
+def scores_over_k(samples: Samples, method: Method) -> dict[int, Scores]:
+    """Scores at every k of `steps_of_k` for which they exist."""
+    return {k: s for k in samples.steps_of_k if (s := sampled_scores(samples, method, k)) is not None}
+
+
+def at_equal_tokens(method: Scores, curve: Sequence[Scores]) -> dict[str, Any] | None:
     """A method against self-consistency at the same tokens a problem, on the same problems, with a paired interval.
 
-    Self-consistency between two measured k is interpolated linearly in log tokens, problem by problem. None where the
-    method's tokens lie outside the measured range.
+    `curve` is self-consistency over increasing k. Between two measured k it is interpolated linearly in log tokens,
+    problem by problem. None where the method's tokens lie outside the measured range.
     """
-    curve = [s for k in samples.steps_of_k if (s := sampled_scores(samples, "sc", k)) is not None]
     position = statistics.log_position(method.tokens_per_problem, [s.tokens_per_problem for s in curve])
     if position is None:
         return None
@@ -272,18 +276,16 @@ def at_equal_tokens(method: Scores, samples: Samples) -> dict[str, Any] | None:
 def curves(samples: Samples, sbs: Mapping[tuple[int, int], Scores | None], mcts: Scores | None) -> dict[str, Any]:
     """Accuracy against tokens: points over k for the sampled methods, one a width for SBS, and MCTS."""
 
-    def over_k(method: Method) -> list[dict[str, Any]] | None:
-        points = [(k, sampled_scores(samples, method, k)) for k in samples.steps_of_k]
-        return [{"k": k, **s.entry()} for k, s in points if s is not None] or None
+    sampled = {method: scores_over_k(samples, method) for method in ("sc", "bon", "wvote")}
+    baseline = list(sampled["sc"].values())
 
     def guided(scores: Scores) -> dict[str, Any]:
-        return {**scores.entry(), "equal_tokens": at_equal_tokens(scores, samples)}
+        return {**scores.entry(), "equal_tokens": at_equal_tokens(scores, baseline)}
 
+    points = {method: [{"k": k, **s.entry()} for k, s in found.items()] or None for method, found in sampled.items()}
     widths = [{"b1": b1, "b2": b2, **guided(s)} for (b1, b2), s in sorted(sbs.items()) if s is not None]
     return {
-        "sc": over_k("sc"),
-        "bon": over_k("bon"),
-        "wvote": over_k("wvote"),
+        **points,
         "sbs": sorted(widths, key=lambda point: point["tokens_per_problem"]) or None,
         "mcts": None if mcts is None else guided(mcts),
     }

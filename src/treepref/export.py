@@ -6,14 +6,15 @@ run's store and tokenizer.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from treepref.config import Recipe
-from treepref.errors import ModelError, StoreError
-from treepref.estimate import local_path
+from treepref.errors import StoreError
+from treepref.estimate import tokenizer_of
 from treepref.preferences import visit_smoothing
 from treepref.store import Store
 from treepref.types import Pair, Tree
@@ -106,19 +107,12 @@ def export_run(run: Path, out_file: Path, *, round: int | None = None) -> int:
 
     Raises ModelError where no tokenizer can be loaded.
     """
-    from transformers import AutoTokenizer
-
     with Store(run, read_only=True) as store:
         if store.meta("recipe") is None:
             raise StoreError(f"{run} holds no recipe: start it with `treepref run`")
         recipe = Recipe.model_validate_json(json.dumps(store.meta("recipe")))
         folders = sorted(folder for folder in run.glob("round-*") if (folder / "tokenizer_config.json").is_file())
-        path = str(folders[0]) if folders else local_path(recipe.model.path)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(path)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise ModelError(f"{path}: its tokenizer cannot be loaded ({reason})") from None
+        tokenizer = tokenizer_of(str(folders[0].absolute()) if folders else recipe.model.path)
         return export_trl(store, out_file, text_decoder(tokenizer), round=round)
 
 
@@ -145,7 +139,8 @@ def export_trl(store: Store, out_file: Path, decode: Decode, *, round: int | Non
     except OSError as error:
         raise StoreError(f"{out_file}: cannot be written: {error.strerror or error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
     return count
 
 

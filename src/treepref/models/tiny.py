@@ -16,6 +16,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 SPECIAL = ("<pad>", "<eos>", "<unk>")
+TINY_WORDS = ("State", "the", "final", "answer", "to", "following", "arithmetic", "problem", "Calculate")
+"""The words of reasoning-gym's questions for chain_sum and basic_arithmetic."""
 _OPERATORS = "+-*/="
 """With a space on the left, on the right, on both sides or on none."""
 _MARKS = ":,.?"

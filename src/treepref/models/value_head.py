@@ -26,9 +26,13 @@ class ValueHead(nn.Linear):
     """
 
     def __init__(self, hidden_size: int, *, std: float = 0.0, dtype: torch.dtype = torch.float32) -> None:
+        self._std = std
         super().__init__(hidden_size, 1, bias=False, dtype=dtype)
-        if std:
-            nn.init.normal_(self.weight, std=std)
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew; with `std` 0 this touches no random state."""
+        if self._std:
+            nn.init.normal_(self.weight, std=self._std)
         else:
             nn.init.zeros_(self.weight)
 

@@ -17,7 +17,7 @@ class ReportData:
     results: Mapping[str, Any]
     """results.json, as made by `evaluation.results_document`."""
     steps: Sequence[Mapping[str, Any]] = field(default_factory=list)
-    """Optimizer steps in order: `round`, `step`, `loss`, and the names of `objectives.HEALTH`. Others are ignored."""
+    """Optimizer steps in order: `round`, `step`, and the names in `plots.PANELS`. Others are ignored."""
     pair_stats: Sequence[Mapping[str, Any]] = field(default_factory=list)
     """One a round, `round` first: any counts and means of the search and its pairs, shown as a table."""
     trees: Sequence[Mapping[str, Any]] = field(default_factory=list)
@@ -25,7 +25,8 @@ class ReportData:
     `pairs` (`winner`, `loser`: a node's id or a list of ids from the parting downwards; `q_winner`, `q_loser`).
     Optional: `answer` (the right one), `problem_id`, `round`, `q_range`."""
     events: Sequence[Mapping[str, Any]] = field(default_factory=list)
-    """What was skipped or failed: `stage`, `level`, `message`, perhaps `count` (1 without it)."""
+    """What was skipped or failed: `stage`, `level`, `message`, perhaps `count` (1 without it). Level `info` is a remark
+    and is shown apart."""
 
 
 @dataclass(frozen=True, slots=True)

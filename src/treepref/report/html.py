@@ -103,7 +103,8 @@ def render_report(data: ReportData) -> str:
         pair_table=pair_table(data.pair_stats),
         trees=[tree_view(tree) for tree in data.trees[:MAX_TREES]],
         cost_rows=cost_rows(data.results["cost"]),
-        events=group_events(data.events),
+        events=group_events(e for e in data.events if e.get("level") != "info"),
+        remarks=group_events(e for e in data.events if e.get("level") == "info"),
         plotly_js=Markup(get_plotlyjs()),
     )
 
@@ -116,18 +117,16 @@ def headline(results: Mapping[str, Any]) -> list[Card]:
         last = rounds[-1]
         greedy = last["eval"].get("greedy")
         if greedy:
-            note = f"95 % interval {numbers.percent_interval(greedy['interval'])}, {greedy['n']} held-out problems"
-            cards.append(
-                Card(f"Greedy accuracy, round {last['round']}", numbers.percent(greedy["accuracy"]), "%", note)
-            )
+            note = f"95 % interval {numbers.percent_interval(greedy['interval'])}; {greedy['n']} held-out problems"
+            cards.append(Card("Greedy accuracy, last round", numbers.percent(greedy["accuracy"]), "%", note))
         change = last["paired"].get("greedy_vs_first") or last["paired"].get("greedy_vs_previous")
         if change:
-            cards.append(_difference_card("Gain over the start", change, "same problems, greedy"))
+            cards.append(_difference_card("Gain over the start", change, "greedy, same problems"))
         method = numbers.sbs_method(rounds)
         gain = last["paired"].get(f"{method}_vs_greedy")
         if gain:
-            note = f"{numbers.percent(last['eval'][method]['accuracy'])} %"
-            cards.append(_difference_card(f"{numbers.title(method)} over greedy", gain, note))
+            note = f"reaches {numbers.percent(last['eval'][method]['accuracy'])} %"
+            cards.append(_difference_card(f"Step beam {numbers.width_of(method)} over greedy", gain, note))
         if last["value"]["auc"] is not None:
             within = numbers.decimal(last["value"]["auc_within"])
             cards.append(
@@ -213,7 +212,8 @@ def cost_rows(cost: Mapping[str, float]) -> list[tuple[str, str, str]]:
 def _difference_card(label: str, found: Mapping[str, Any], note: str) -> Card:
     tone = ("good" if found["difference"] > 0 else "bad") if numbers.is_clear(found) else ""
     doubt = "" if tone else ", not clear of zero"
-    return Card(label, numbers.points(found), "points", f"95 % {numbers.points_interval(found)}{doubt}; {note}", tone)
+    interval = f"95 % interval {numbers.points_interval(found)}{doubt}"
+    return Card(label, numbers.points(found), "points", f"{interval}; {note}", tone)
 
 
 def _cell(value: Any) -> str:

@@ -21,19 +21,27 @@ METHOD_VALUE = numbers.METHOD_COLOURS["sbs"]
 PANELS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     (
         "Loss and its terms",
-        (("loss", "loss"), ("preference", "preference"), ("value", "value"), ("margin", "margin"), ("sft", "SFT")),
+        (
+            ("loss", "loss"),
+            ("loss_preference", "preference"),
+            ("loss_value", "value"),
+            ("loss_margin", "ranking"),
+            ("loss_sft", "SFT"),
+        ),
     ),
-    ("Reward margin β·h of the pairs", (("reward_margin", "margin"),)),
-    ("Pairs and values put in order", (("reward_accuracy", "policy"), ("value_rank_accuracy", "value head"))),
+    ("Reward margin β·h", (("reward_margin", "margin"),)),
+    ("Share of pairs in the right order", (("reward_accuracy", "policy"), ("value_rank_accuracy", "value head"))),
     (
-        "Change of log-probability against the reference",
+        "Change of log-probability",
         (("chosen_logratio", "chosen"), ("rejected_logratio", "rejected")),
     ),
-    ("Share of pairs whose chosen step became less likely", (("chosen_fell", "chosen fell"),)),
+    ("Chosen steps that became less likely", (("chosen_fell", "chosen fell"),)),
     ("KL from the reference, per token", (("kl", "KL"),)),
     ("Value head: mean (V − Q)²", (("value_mse", "error"),)),
-    ("NLL of the right solutions, per token", (("nll", "NLL"),)),
+    ("NLL of right steps, per token", (("nll", "NLL"),)),
     ("Tokens of a pair's sides", (("chosen_tokens", "chosen"), ("rejected_tokens", "rejected"))),
+    ("Gradient norm before clipping", (("grad_norm", "norm"),)),
+    ("Learning rate", (("lr", "rate"),)),
 )
 """Title of a panel, and the names in a training step that it shows with their labels."""
 
@@ -73,6 +81,7 @@ def accuracy_against_tokens(entry: Mapping[str, Any]) -> go.Figure | None:
                 method,
             )
             trace.text = [f"k = {point['k']}" for point in curves[method]]
+            trace.hovertemplate += "<br>%{text}"
             figure.add_trace(trace)
     if curves.get("sbs"):
         trace = _with_intervals(
@@ -150,13 +159,14 @@ def training_panels(steps: Sequence[Mapping[str, Any]]) -> list[tuple[str, go.Fi
     panels = []
     for panel, series in PANELS:
         figure = _figure("optimizer step", None)
-        present = [(name, label) for name, label in series if any(step.get(name) is not None for step in steps)]
+        present = [
+            (name, label) for name, label in series if any(_finite(step.get(name)) is not None for step in steps)
+        ]
         for position, (name, label) in enumerate(present):
-            values = [step.get(name) for step in steps]
             figure.add_trace(
                 go.Scatter(
                     x=list(range(1, len(steps) + 1)),
-                    y=[v if v is not None and math.isfinite(v) else None for v in values],
+                    y=[_finite(step.get(name)) for step in steps],
                     mode="lines" if len(steps) > 1 else "markers",
                     name=label,
                     line={"color": _LINES[position % len(_LINES)], "width": 1.8},
@@ -195,8 +205,14 @@ def _figure(x: str, y: str | None) -> go.Figure:
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
     )
-    figure.update_xaxes(title={"text": x, "standoff": 8}, zeroline=False, showline=True, ticks="outside", ticklen=4)
-    figure.update_yaxes(title={"text": y, "standoff": 6}, zeroline=False, automargin=True)
+    figure.update_xaxes(
+        title={"text": x, "standoff": 8, "font": {"size": 13}},
+        zeroline=False,
+        showline=True,
+        ticks="outside",
+        ticklen=4,
+    )
+    figure.update_yaxes(title={"text": y, "standoff": 6, "font": {"size": 13}}, zeroline=False, automargin=True)
     return figure
 
 
@@ -213,7 +229,7 @@ def _with_intervals(x: Sequence[float], entries: Sequence[Mapping[str, Any]], na
         line={"color": colour, "width": 2.4},
         marker={"color": colour, "size": 7},
         error_y=_bars(y, intervals, colour),
-        hovertemplate="%{y:.1f}<br>%{x:.4~g}<br>%{text}",
+        hovertemplate="%{y:.1f} at %{x:.4~g}",
     )
 
 
@@ -231,3 +247,8 @@ def _bars(y: Sequence[float], intervals: Sequence[Sequence[float]], colour: str)
 
 def _dash(position: int, last: bool) -> str:
     return "solid" if last else ("dot", "dash", "dashdot")[position % 3]
+
+
+def _finite(x: float | None) -> float | None:
+    """None for what was not measured in a step."""
+    return x if x is not None and math.isfinite(x) else None

@@ -13,18 +13,20 @@ from typing import Any
 
 from treepref.report import numbers
 
-WIDTH, HEIGHT = 880, 372
+WIDTH, HEIGHT = 940, 372
 _FONT = "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
 _STYLE = f"""
   text {{ font: 12.5px {_FONT}; fill: #57606a; }}
   .title {{ font-size: 14.5px; font-weight: 600; fill: #1f2328; }}
   .end {{ font-weight: 600; }}
+  .halo {{ paint-order: stroke; stroke: #ffffff; stroke-width: 3px; font-size: 11.5px; }}
   .paper {{ fill: #ffffff; stroke: #d8dee4; }}
   .grid {{ stroke: #e7eaee; }}
   .axis {{ stroke: #aab2bd; }}
   @media (prefers-color-scheme: dark) {{
     text {{ fill: #9aa4b0; }} .title {{ fill: #e6edf3; }}
-    .paper {{ fill: #12161c; stroke: #2b323b; }} .grid {{ stroke: #222932; }} .axis {{ stroke: #56606c; }}
+    .paper {{ fill: #12161c; stroke: #2b323b; }} .halo {{ stroke: #12161c; }}
+    .grid {{ stroke: #222932; }} .axis {{ stroke: #56606c; }}
   }}
 """
 
@@ -105,7 +107,7 @@ def _panel(
     series: Sequence[Series], title: str, x_title: str, left: float, x_ticks: Sequence[float] | None, *, log: bool
 ) -> str:
     """Axes, grid, interval bars, lines, and each line's name at its end."""
-    x0, x1, y0, y1 = left + 52, left + WIDTH / 2 - 104, HEIGHT - 56, 54
+    x0, x1, y0, y1 = left + 66, left + WIDTH / 2 - 116, HEIGHT - 56, 58
     xs = [p[0] for s in series for p in s.points]
     lows, highs = [p[2] for s in series for p in s.points], [p[3] for s in series for p in s.points]
     step = next(s for s in (0.02, 0.05, 0.1, 0.2) if (max(highs) - min(lows)) / s <= 6 or s == 0.2)
@@ -142,8 +144,11 @@ def _panel(
             f'<polyline points="{path}" fill="none" stroke="{s.colour}" stroke-width="2.4" stroke-linejoin="round"/>'
         )
         parts += [f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="3.6" fill="{s.colour}"/>' for x, y, *_ in s.points]
-        for label, (x, _, _, high) in zip(s.point_labels, s.points, strict=False):
-            parts.append(f'<text x="{px(x):.1f}" y="{py(high) - 5:.1f}" text-anchor="middle">{escape(label)}</text>')
+    for s in series:  # above every line
+        for label, (x, y, *_) in zip(s.point_labels, s.points, strict=False):
+            parts.append(
+                f'<text class="halo" x="{px(x):.1f}" y="{py(y) - 9:.1f}" text-anchor="middle">{escape(label)}</text>'
+            )
 
     ends = [(px(s.points[-1][0]), py(s.points[-1][1])) for s in series]
     for s, (end_x, end_y), y in zip(series, ends, _spread([y for _, y in ends], y1, y0), strict=True):

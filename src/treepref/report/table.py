@@ -102,7 +102,7 @@ def cost_line(cost: Mapping[str, float]) -> str:
 
 def event_lines(events: Iterable[Mapping[str, Any]]) -> list[str]:
     """Skips and failures, equal ones together, the most frequent first."""
-    groups = group_events(events)
+    groups = group_events(e for e in events if e.get("level") != "info")
     if not groups:
         return ["Nothing was skipped and nothing failed."]
     lines = [f"Skipped or failed: {sum(g.count for g in groups)} (all of them are in report.html)"]

@@ -13,7 +13,9 @@ from typing import Any
 SMALL_TREE = 12
 """Trees with no more steps than this are shown whole."""
 MAX_TEXT = 700
-MAX_MAP_NODES = 600
+MAX_MAP_NODES = 1000
+MAP_WIDTH, MAP_HEIGHT, MAP_MARGIN = 232.0, 420.0, 10.0
+"""The map's frame, in its own units (one is a pixel where the page is wide)."""
 _EMPTY = {"parent": None, "q": None, "visits": 0, "value": None, "prior": None, "reward": None, "terminal": False}
 
 
@@ -257,8 +259,7 @@ def _map(
     """The whole tree from left to right: leaves evenly spaced, a parent midway between its first and last child."""
     if not roots or len(nodes) > MAX_MAP_NODES:
         return [], [], 0.0, 0.0
-    column, line, margin = 44.0, 13.0, 12.0
-    places: dict[Any, tuple[float, float]] = {}
+    places: dict[Any, tuple[int, float]] = {}
     leaves = 0
 
     def place(key: Any, depth: int) -> float:
@@ -267,35 +268,40 @@ def _map(
             below = [place(child, depth + 1) for child in children[key]]
             y = (below[0] + below[-1]) / 2
         else:
-            y = margin + leaves * line
+            y = float(leaves)
             leaves += 1
-        places[key] = (margin + depth * column, y)
+        places[key] = (depth, y)
         return y
 
     for root in roots:
         place(root, 0)
-    most = max((nodes[key].get("visits") or 0 for key in places), default=0) or 1
+    # The map keeps its frame: a larger tree is drawn denser, and what the outline shows stays visible in it.
+    line = min(13.0, MAP_HEIGHT / leaves)
+    column = min(64.0, (MAP_WIDTH - 2 * MAP_MARGIN) / max(1, max(depth for depth, _ in places.values())))
+    smallest, largest = min(2.4, max(1.0, 0.4 * line)), min(6.0, max(3.2, 0.5 * line))
+    spots = {key: (MAP_MARGIN + depth * column, MAP_MARGIN + y * line) for key, (depth, y) in places.items()}
+    most = max((nodes[key]["visits"] or 0 for key in spots), default=0) or 1
     dots, edges = [], []
-    for key, (x, y) in places.items():
+    for key, (x, y) in sorted(spots.items(), key=lambda item: item[0] in shown):
         node = nodes[key]
-        parent = node.get("parent")
-        if parent in places:
-            edges.append((*places[parent], x, y, key in best))
-        q = node.get("q")
-        label = clip(node.get("text")) or "start"
-        label += f"\nQ {'none' if q is None else f'{q:+.2f}'}, N {node.get('visits') or 0}"
+        if node["parent"] in spots:
+            edges.append((*spots[node["parent"]], x, y, key in best))
+        q, visits = node["q"], node["visits"] or 0
+        label = f"{clip(node.get('text')) or 'start'}\nQ {'none' if q is None else f'{q:+.2f}'}, N {visits}"
+        radius = smallest + (largest - smallest) * math.sqrt(visits / most)
         dots.append(
             Dot(
                 x=x,
                 y=y,
-                radius=2.6 + 3.4 * math.sqrt((node.get("visits") or 0) / most),
+                radius=max(radius, 3.0) if key in shown else radius,
                 colour=colour_of(_scaled(q, q_range)),
-                terminal=bool(node.get("terminal")),
+                terminal=bool(node["terminal"]),
                 side=sides.get(key, ""),
                 shown=key in shown,
                 label=label,
             )
         )
-    width = max(x for x, _ in places.values()) + margin
-    height = 2 * margin + max(0, leaves - 1) * line
+    edges.sort(key=lambda edge: edge[-1])
+    width = max(x for x, _ in spots.values()) + MAP_MARGIN
+    height = 2 * MAP_MARGIN + (leaves - 1) * line
     return dots, edges, width, height

@@ -21,7 +21,8 @@ _MINUS = str.maketrans({"−": "-", "﹣": "-", "－": "-", "‐": "-", "‑": "
 _CURRENCY = "$£€¥"
 _PLAIN = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+"
 _NUMBER = re.compile(
-    rf"(?P<sign>[-+]?)\s*[{_CURRENCY}]?\s*(?P<sign2>[-+]?)(?P<top>{_PLAIN})(?:\s*/\s*(?P<bottom>{_PLAIN}))?\s*%?", re.ASCII
+    rf"(?P<sign>[-+]?)\s*[{_CURRENCY}]?\s*(?P<sign2>[-+]?)(?P<top>{_PLAIN})(?:\s*/\s*(?P<bottom>{_PLAIN}))?\s*%?",
+    re.ASCII,
 )
 _UNITS = re.compile(r"(?:\s*[A-Za-z°][A-Za-z°²³./ ]*)?\s*\.?")
 _PHRASE = re.compile("|".join(re.escape(phrase) for phrase in ANSWER_PHRASES), re.IGNORECASE)
@@ -96,10 +97,8 @@ def after_mark(text: str, *, whole: bool = False) -> str | None:
 
 def after_phrase(text: str) -> str | None:
     """What follows the last of ANSWER_PHRASES on its line."""
-    found = None
-    for found in _PHRASE.finditer(text):
-        pass
-    tail = text[found.end() :].strip(" \t:").partition("\n")[0].strip() if found else ""
+    found = list(_PHRASE.finditer(text))
+    tail = text[found[-1].end() :].strip(" \t:").partition("\n")[0].strip() if found else ""
     return tail or None
 
 

@@ -45,8 +45,10 @@ class AnswerRule:
 class Checker:
     """Checks solutions of one task. A context manager: leaving it ends its worker process, if one was needed."""
 
-    def __init__(self, rule: AnswerRule, *, delimiter: str = "\n", seconds: float = 5.0, own: str | None = None) -> None:
-        """`own`: a user's `module:function(text, problem) -> bool`, which then alone decides. `seconds`: limit a check."""
+    def __init__(
+        self, rule: AnswerRule, *, delimiter: str = "\n", seconds: float = 5.0, own: str | None = None
+    ) -> None:
+        """`own`: a user's `module:function(text, problem) -> bool`, the only judge then. `seconds`: a check's limit."""
         self.rule = rule
         self.delimiter = delimiter
         self._own = own is not None
@@ -65,7 +67,9 @@ class Checker:
                 self._isolated.wait()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._isolated is not None:
             self._isolated.close()
 
@@ -93,7 +97,11 @@ class Checker:
         if self.rule.canonical(problem.answer) is None:
             return f"its answer {problem.answer[:60]!r} cannot be read"
         correct, error = self._compare(problem.answer, problem)
-        return None if correct else f"its answer {problem.answer[:60]!r} does not check as right against itself ({error or 'no match'})"
+        return (
+            None
+            if correct
+            else f"its answer {problem.answer[:60]!r} does not check as right against itself ({error or 'no match'})"
+        )
 
     def _compare(self, found: str, problem: Problem) -> tuple[bool, str | None]:
         if callable(self.rule.agrees):
@@ -147,6 +155,12 @@ def _last_line(text: str, delimiter: str) -> str | None:
     return answers.last_line(text, delimiter)
 
 
+def _last_result(text: str, delimiter: str) -> str | None:
+    """What the last line comes to: all of it, or what follows its last '='."""
+    line = answers.last_line(text, delimiter)
+    return line.rpartition("=")[2].strip() if line else None
+
+
 def _marked(text: str, delimiter: str) -> str | None:
     return answers.marked_number(text)
 
@@ -168,6 +182,7 @@ def _plain(text: str, delimiter: str) -> str | None:
     return answers.last_boxed(text) or answers.after_phrase(text) or answers.last_line(text, delimiter)
 
 
+CHAIN = AnswerRule(_last_result, answers.bare_number, numbers_agree)
 ARITHMETIC = AnswerRule(_last_line, answers.bare_number, numbers_agree)
 COUNTDOWN = AnswerRule(_last_line, answers.canonical_expression, countdown_agrees)
 GSM8K = AnswerRule(_marked, answers.number_or_none, numbers_agree)

@@ -17,7 +17,7 @@ from typing import Any
 from treepref.errors import RecipeError
 from treepref.tasks.answers import parse_number
 from treepref.tasks.expressions import ExpressionError, evaluate, parse_expression
-from treepref.tasks.rationales import arithmetic_steps, countdown_steps
+from treepref.tasks.rationales import arithmetic_steps, chain_steps, countdown_steps
 from treepref.types import Problem
 
 ARITHMETIC_TASKS = ("chain_sum", "basic_arithmetic")
@@ -32,7 +32,9 @@ class Unusable(Exception):
     """An entry that cannot become a problem; says why."""
 
 
-def draw(name: str, params: Mapping[str, Any], seed: int, first: int, granularity: list[int]) -> Iterator[Problem | Unusable]:
+def draw(
+    name: str, params: Mapping[str, Any], seed: int, first: int, granularity: list[int]
+) -> Iterator[Problem | Unusable]:
     """Problems of the task without end, with rationales where the task has them; Unusable for an entry set aside.
 
     The library seeds entry i with seed + i. Ids count from `first`, which is added to the seed as well, so that two
@@ -51,7 +53,9 @@ def draw(name: str, params: Mapping[str, Any], seed: int, first: int, granularit
             yield Unusable(f"reasoning-gym could not make it ({error})")
         else:
             try:
-                yield _problem(name, params, f"{name}-{first + index:06d}", entry, granularity, Random(seed + first + index))
+                yield _problem(
+                    name, params, f"{name}-{first + index:06d}", entry, granularity, Random(seed + first + index)
+                )
             except Unusable as error:
                 yield error
         index += 1
@@ -92,7 +96,8 @@ def _problem(
             if evaluate(parse_expression(metadata["expression"])) != parse_number(answer):
                 # It divides with rounding down, and without parentheses it computes from left to right.
                 raise Unusable("the library's answer is not the expression's exact value")
-            rationale = "\n".join(arithmetic_steps(metadata["expression"], granularity, rng))
+            steps = chain_steps if name == "chain_sum" else arithmetic_steps
+            rationale = "\n".join(steps(metadata["expression"], granularity, rng))
         elif name == "countdown":
             meta = {"numbers": list(metadata["numbers"]), "target": metadata["target"]}
             rationale = "\n".join(countdown_steps(answer, metadata["numbers"]))

@@ -30,7 +30,7 @@ class IsolatedFunction:
     """`function(text, problem) -> bool`, named as `module:function`, called in a worker process.
 
     A fresh interpreter is started instead of a fork or `multiprocessing`'s spawn: it carries no threads, no torch and
-    no second run of the caller's main script. Not thread-safe calls are put in line.
+    no second run of the caller's main script. Calls from several threads wait for one another.
     """
 
     def __init__(self, function: str, *, key: str, seconds: float, memory_mb: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Comparing LaTeX answers with math-verify. Imported in a worker process alone: it may hang, and knows no time limit."""
+"""Comparing LaTeX answers with math-verify. Imported in a worker process alone, as it may hang. Knows no limit."""
 
 from __future__ import annotations
 

@@ -27,6 +27,7 @@ from treepref.tasks.expressions import (
     settle,
 )
 
+_INTEGER = re.compile(r"-?[0-9]+")
 _ANNOTATION = re.compile(r"<<[^<>]*>>")
 
 
@@ -45,6 +46,28 @@ def arithmetic_steps(expression: str, granularity: Sequence[int], rng: Random) -
             rest = merge_next(rest)
         steps.append(render(rest, spaced=spaced, padded=padded))
     return steps or [render(rest)]
+
+
+def chain_steps(expression: str, granularity: Sequence[int], rng: Random) -> list[str]:
+    """A sum worked through from left to right, some operations a line, each line going on from the last result.
+
+    How many is drawn from `granularity` for each step (the last step takes what is left). '4 + 3 - 7 + 5' at
+    granularity [1] gives '4 + 3 = 7', '7 - 7 = 0', '0 + 5 = 5'; merging two first: '4 + 3 - 7 = 0', '0 + 5 = 5'.
+    Raises ExpressionError for text that is no sum of numbers.
+    """
+    tokens = expression.split()
+    numbers, signs = [Fraction(t) for t in tokens[::2] if _INTEGER.fullmatch(t)], tokens[1::2]
+    if len(numbers) != len(signs) + 1 or not set(signs) <= {"+", "-"}:
+        raise ExpressionError(f"{expression!r} is not a sum of integers with spaces between")
+    value, done, steps = numbers[0], 0, []
+    while done < len(signs):
+        line = format_fraction(value)
+        for place in range(done, min(done + rng.choice(list(granularity)), len(signs))):
+            line += f" {signs[place]} {tokens[2 * place + 2]}"
+            value = apply_operator(signs[place], value, numbers[place + 1])
+            done += 1
+        steps.append(f"{line} = {format_fraction(value)}")
+    return steps or [format_fraction(value)]
 
 
 def countdown_steps(expression: str, numbers: Sequence[int]) -> list[str]:
@@ -142,5 +165,7 @@ def _carry_out(expression: Expression, left: list[Fraction], steps: list[str]) -
         left.remove(used)
     left.append(value)
     rest = f" (left: {' '.join(map(format_fraction, left))})" if len(left) > 1 else ""
-    steps.append(f"{format_fraction(first)} {expression.operator} {format_fraction(second)} = {format_fraction(value)}{rest}")
+    steps.append(
+        f"{format_fraction(first)} {expression.operator} {format_fraction(second)} = {format_fraction(value)}{rest}"
+    )
     return value

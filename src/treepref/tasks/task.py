@@ -16,7 +16,7 @@ from treepref.tasks import checking
 from treepref.tasks.answers import MARK
 from treepref.tasks.checking import AnswerRule, Checker
 from treepref.tasks.functions import is_function_name, load_function
-from treepref.tasks.rationales import arithmetic_steps, solution_lines
+from treepref.tasks.rationales import arithmetic_steps, chain_steps, solution_lines
 from treepref.types import Problem, Question
 
 Prompt = Callable[[Question], str]
@@ -27,6 +27,10 @@ Steps = Callable[[Problem, list[int], Random], list[str]]
 def _arithmetic(problem: Problem, granularity: list[int], rng: Random) -> list[str]:
     """Merged operations are drawn anew each time: one problem shows several ways."""
     return arithmetic_steps(problem.meta["expression"], granularity, rng)
+
+
+def _chain(problem: Problem, granularity: list[int], rng: Random) -> list[str]:
+    return chain_steps(problem.meta["expression"], granularity, rng)
 
 
 def _written(problem: Problem, granularity: list[int], rng: Random) -> list[str]:
@@ -58,7 +62,7 @@ _KINDS = {
     "jsonl": Kind(QUESTION_ANSWER, checking.PLAIN, _written_with_answer),
 }
 _GYM_KINDS = {
-    "chain_sum": Kind("{question}\n", checking.ARITHMETIC, _arithmetic),
+    "chain_sum": Kind("{question}\n", checking.CHAIN, _chain),
     "basic_arithmetic": Kind("{question}\n", checking.ARITHMETIC, _arithmetic),
     "countdown": Kind("{question}\n", checking.COUNTDOWN, _written),
     "gsm_symbolic": Kind(QUESTION_ANSWER, checking.GSM8K, _written),

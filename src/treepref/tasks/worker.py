@@ -50,7 +50,7 @@ def _answer(function: Any, text: str, problem: Problem) -> dict[str, Any]:
 
 
 def _private_channel() -> tuple[Any, Any]:
-    """Keep the pipes to the parent for this file alone: what a checker prints goes to stderr, what it reads is empty."""
+    """Keep the pipes to the parent for this file alone: a checker prints to stderr and reads nothing."""
     requests = os.fdopen(os.dup(0), encoding="utf-8")
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

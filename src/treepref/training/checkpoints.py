@@ -5,7 +5,6 @@ Knows files and tensors, but no model, no data and no step.
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections.abc import Mapping
@@ -63,11 +62,12 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         if final.exists():  # the same step again, after a resume: the bits are the same
             shutil.rmtree(final)
         os.rename(part, final)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
         shutil.rmtree(part, ignore_errors=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreError(f"no space for a checkpoint in {folder}; free some and run again: {error}") from error
-        raise
+        raise StoreError(
+            f"cannot save a checkpoint in {folder}: {error}. Earlier ones are untouched; "
+            "make room or mend the folder and run again"
+        ) from error
     for old in _saved(folder)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return final

@@ -86,10 +86,8 @@ class PackedModel(nn.Module):
         return logp_T, value_S
 
     def _logprobs(self, hidden_TH: Tensor, labels_T: Tensor) -> Tensor:
-        head = self.model.get_output_embeddings()
-
         def chunk(h: Tensor, y: Tensor) -> Tensor:
-            logits = head(h)
+            logits = head_logits(self.model, h)
             return -cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), y, reduction="none")
 
         if len(labels_T) <= self.chunk_tokens:
@@ -101,6 +99,22 @@ class PackedModel(nn.Module):
 # ---------------------------------------------------------------------------------------------------------------------
 # What the loss needs beside the forward
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def head_logits(model: nn.Module, hidden: Tensor) -> Tensor:
+    """The LM head on post-norm hidden states, with the scalings that some models apply to its output.
+
+    The packing probe compares with the model's own logits, so a scaling unknown here is refused, not got wrong.
+    """
+    logits = model.get_output_embeddings()(hidden)
+    config = model.config
+    if getattr(config, "logit_scale", None) is not None:  # Cohere
+        logits = logits * config.logit_scale
+    if getattr(config, "logits_scaling", None) is not None:  # Granite
+        logits = logits / config.logits_scaling
+    if getattr(config, "final_logit_softcapping", None) is not None:  # Gemma 2
+        logits = config.final_logit_softcapping * torch.tanh(logits / config.final_logit_softcapping)
+    return logits
 
 
 @dataclass(slots=True)

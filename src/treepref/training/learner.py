@@ -14,7 +14,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -50,7 +50,7 @@ class LearnerSettings:
     """Constants of a training run. The first group defines the result, the second only how the work is cut."""
 
     objective: Literal["sft", "dpo", "cdpo", "ipo", "ipo_mean", "svpo"] = "svpo"
-    coefficients: Coefficients = Coefficients()
+    coefficients: Coefficients = field(default_factory=Coefficients)
     lr: float = 1e-5
     value_lr: float | None = None
     """Learning rate of the value head; None takes `lr`."""
@@ -332,16 +332,12 @@ class Learner:
                 raise DataError(f"two examples have the id {one.id!r}; training order needs unique ids")
         counts = sum((e.counts for e in ordered), Counts())
         objective = self.settings.objective
-        useful = {"sft": counts.tokens, "svpo": counts.pairs + counts.values + counts.tokens}.get(
-            objective, counts.pairs
-        )
-        if not useful:
+        useful = {"sft": counts.tokens, "svpo": counts.pairs + counts.values + counts.tokens}
+        if not useful.get(objective, counts.pairs):
             raise DataError(f"{len(ordered)} examples hold nothing that objective {objective!r} can learn from")
         if objective in PREFERENCE_OBJECTIVES:
             for example in ordered:
-                if example.pairs and any(
-                    t and n.ref is None for n, t in zip(example.nodes, example.trained, strict=True)
-                ):
+                if any(example.nodes[n].ref is None for pair in example.pairs for n in (*pair.winner, *pair.loser)):
                     raise ModelError(
                         f"example {example.id!r} has no reference log-probs, and objective {objective!r} needs them: "
                         "call attach_reference first"

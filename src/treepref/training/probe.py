@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from treepref.errors import ModelError
@@ -54,7 +55,8 @@ def probe_packing(model: nn.Module | PretrainedConfig, *, longest_path: int | No
         torch.manual_seed(0)
         try:
             probe = _build(config, build, longest_path)
-            report = _compare(probe)
+            with wholly_float64():
+                report = _compare(probe)
         except ModelError:
             raise
         except Exception as error:  # whatever a model does not bear (a mask, position ids …) is a refusal
@@ -62,14 +64,28 @@ def probe_packing(model: nn.Module | PretrainedConfig, *, longest_path: int | No
             raise ModelError(f"{_name(config)} cannot be trained on packed trees: {cause}") from error
     worst = max(report.value_error, report.gradient_error)
     if reason is not None or not worst <= TOLERANCE:
-        cause = (
-            reason or "its layers mix tokens that the tree mask keeps apart, or its logits are not head(hidden state)"
-        )
+        cause = reason or "its layers mix tokens that the mask keeps apart, or its logits are not head(hidden)"
         raise ModelError(
             f"{_name(config)} cannot be trained on packed trees: {cause} (packed against separate sequences: relative "
             f"error {report.value_error:.1e} in values, {report.gradient_error:.1e} in gradients)"
         )
     return report
+
+
+class wholly_float64(TorchFunctionMode):
+    """Inside, casts to float32 make float64.
+
+    Many models run norms, softmax and rotary angles in float32 to *gain* precision. In a float64 model that would lose
+    it: gradients would agree to 1e-7 only, and an inexact model could not be told from a rounded one.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.Tensor.float:
+            return args[0].double()
+        args = tuple(torch.float64 if a is torch.float32 else a for a in args)
+        kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in kwargs.items()}
+        return func(*args, **kwargs)
 
 
 def _source(model: nn.Module | PretrainedConfig) -> tuple[PretrainedConfig, Any]:
@@ -134,9 +150,10 @@ def _shrunk(config: PretrainedConfig, longest_path: int | None, *, narrow: bool)
         for name, value in _SMALL.items():
             if isinstance(getattr(small, name, None), int):
                 setattr(small, name, value)
-        if isinstance(getattr(config, "num_key_value_heads", None), int):
-            grouped = config.num_key_value_heads < config.num_attention_heads
-            small.num_key_value_heads = 2 if grouped else small.num_attention_heads
+        for name in ("num_key_value_heads", "num_kv_heads"):
+            if isinstance(getattr(config, name, None), int):
+                grouped = getattr(config, name) < config.num_attention_heads
+                setattr(small, name, 2 if grouped else small.num_attention_heads)
     window = _window(config)
     if window is not None and (longest_path is None or longest_path > window):
         for name in _WINDOWS:

@@ -1,0 +1,209 @@
+"""Rows of JSON-lines files and hub datasets, and the problems they hold. Bad rows are set aside, each with its place.
+
+Knows the columns of GSM8K, MATH and users' own files. Knows no split and no seed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from treepref.errors import DataError
+from treepref.tasks.answers import MARK, canonical_number, last_boxed, parse_number
+from treepref.tasks.rationales import drop_annotations
+from treepref.types import Problem
+
+HUB_IDS = {"gsm8k": "openai/gsm8k", "math": "DigitalLearningGmbH/MATH-lighteval"}
+"""Read where a recipe names no path."""
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    where: str
+    """'FILE:LINE', or 'ID[SPLIT]:ROW' for the hub."""
+    number: int
+    """Line in the file, from 1."""
+    data: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A problem and where it was found."""
+
+    problem: Problem
+    where: str
+
+
+@dataclass(slots=True)
+class Items:
+    source: str
+    items: list[Item] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+
+class BadRow(Exception):
+    """What is wrong with a row."""
+
+
+def read_items(path: str, split: str, parse: Parse, prefix: str, subset: str | None = None) -> Items:
+    """Every good row of a JSON-lines file, of a folder's `split`.jsonl or of a hub dataset's split.
+
+    Rows that cannot be used are named in `skipped`. Raises DataError where there is nothing to read, nothing usable,
+    or one id stands for two different rows.
+    """
+    source, rows, skipped = _rows(path, split, subset)
+    if not rows and not skipped:
+        raise DataError(f"{source}: is empty")
+    found = Items(source, skipped=skipped)
+    total = len(rows) + len(skipped)
+    ids: dict[str, tuple[Row, Item]] = {}
+    for row in rows:
+        try:
+            problem = parse(row, prefix)
+        except BadRow as error:
+            found.skipped.append(f"{row.where}: {error}")
+            continue
+        item = Item(problem, row.where)
+        if problem.id in ids:
+            earlier, same = ids[problem.id]
+            if earlier.data != row.data:
+                raise DataError(f"{row.where}: id {problem.id!r} is that of {same.where} too, with other content")
+            found.skipped.append(f"{row.where}: same row as {same.where}")
+            continue
+        ids[problem.id] = (row, item)
+        found.items.append(item)
+    if not found.items:
+        listed = "\n  ".join(found.skipped[:5])
+        raise DataError(f"{source}: none of its {total} rows can be used; the first:\n  {listed}")
+    return found
+
+
+# --- one row → a problem; the rationale ends in the answer where the data set's own does
+
+
+def parse_gsm8k(row: Row, prefix: str, *, keep_annotations: bool = False) -> Problem:
+    """`question`, `answer` = 'rationale\\n#### N'."""
+    question, text = _text(row.data, "question"), _text(row.data, "answer")
+    steps, mark, last = text.rpartition(MARK)
+    if not mark:
+        raise BadRow(f"'answer' does not end in '{MARK} N'")
+    value = parse_number(last)
+    if value is None:
+        raise BadRow(f"the final answer {last.strip()[:40]!r} is not a number")
+    if not keep_annotations:
+        steps = drop_annotations(steps)
+    return Problem(
+        _id(row, prefix), question, canonical_number(value), f"{steps.strip()}\n{MARK} {last.strip()}".strip()
+    )
+
+
+def parse_math(row: Row, prefix: str) -> Problem:
+    r"""`problem`, `solution`, perhaps `level` and `type`; the answer is the last '\boxed{…}'."""
+    question, solution = _text(row.data, "problem"), _text(row.data, "solution")
+    answer = last_boxed(solution)
+    if answer is None:
+        raise BadRow(r"'solution' has no \boxed{…} that holds an answer")
+    meta = {key: row.data[key] for key in ("level", "type") if isinstance(row.data.get(key), str)}
+    return Problem(_id(row, prefix), question, answer, solution, meta)
+
+
+def parse_plain(row: Row, prefix: str) -> Problem:
+    """A user's own: `question`, `answer` (text or number), perhaps `rationale` and `id`."""
+    question = _text(row.data, "question")
+    answer = row.data.get("answer")
+    if isinstance(answer, int | float) and not isinstance(answer, bool):
+        answer = str(answer)
+    elif "answer" in row.data:
+        answer = _text(row.data, "answer")
+    else:
+        raise BadRow("has no 'answer'")
+    rationale = row.data.get("rationale")
+    if rationale is not None and not isinstance(rationale, str):
+        raise BadRow(f"'rationale' is {type(rationale).__name__}, not text")
+    return Problem(_id(row, prefix), question, answer, rationale if rationale and rationale.strip() else None)
+
+
+Parse = Callable[[Row, str], Problem]
+
+
+def _text(data: Any, key: str) -> str:
+    if not isinstance(data, Mapping):
+        raise BadRow(f"is {type(data).__name__}, not an object with keys")
+    if key not in data:
+        raise BadRow(f"has no {key!r}")
+    if not isinstance(data[key], str):
+        raise BadRow(f"{key!r} is {type(data[key]).__name__}, not text")
+    if not data[key].strip():
+        raise BadRow(f"{key!r} is empty")
+    return data[key].strip()
+
+
+def _id(row: Row, prefix: str) -> str:
+    given = row.data.get("id")
+    if given is None:
+        return f"{prefix}-{row.number:06d}"
+    if isinstance(given, bool) or not isinstance(given, str | int) or not str(given).strip():
+        raise BadRow(f"'id' is {type(given).__name__}, not text or an integer" if given != "" else "'id' is empty")
+    return str(given).strip()
+
+
+# --- where rows come from
+
+
+def _rows(path: str, split: str, subset: str | None) -> tuple[str, list[Row], list[str]]:
+    place = Path(path).expanduser()
+    if place.is_dir():
+        file = place / f"{split}.jsonl"
+        if not file.is_file():
+            there = ", ".join(sorted(p.stem for p in place.glob("*.jsonl"))) or "none"
+            raise DataError(
+                f"{place}: has no {split}.jsonl (splits there: {there}); see task.train_split, task.eval_split"
+            )
+        return str(file), *_read_jsonl(file)
+    if place.exists():
+        return str(place), *_read_jsonl(place)
+    if _HUB_ID.fullmatch(path) and not path.startswith("."):
+        return f"{path}[{split}]", _read_hub(path, split, subset), []
+    raise DataError(f"{path}: no such file or folder")
+
+
+def _read_jsonl(file: Path) -> tuple[list[Row], list[str]]:
+    rows: list[Row] = []
+    skipped: list[str] = []
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror or error})") from error
+    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{file}:{number}"
+        try:
+            rows.append(Row(where, number, json.loads(line.decode("utf-8"))))
+        except UnicodeDecodeError as error:
+            skipped.append(f"{where}: is not UTF-8 (byte {error.start + 1} of the line)")
+        except (ValueError, RecursionError) as error:
+            skipped.append(f"{where}: is not JSON ({error})")
+    return rows, skipped
+
+
+def _read_hub(path: str, split: str, subset: str | None) -> list[Row]:
+    try:
+        datasets = importlib.import_module("datasets")
+    except ImportError:
+        raise DataError(
+            f"{path}: is neither a file nor a folder here; to read it from the Hugging Face hub, "
+            "install the extra: pip install 'treepref[hub]'"
+        ) from None
+    try:
+        loaded = datasets.load_dataset(path, subset, split=split)
+    except Exception as error:  # network, unknown id, unknown split: the library's own words say which
+        raise DataError(f"{path}[{split}]: cannot be loaded from the hub: {type(error).__name__}: {error}") from error
+    return [Row(f"{path}[{split}]:{number}", number, dict(row)) for number, row in enumerate(loaded, start=1)]

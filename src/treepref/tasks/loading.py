@@ -1,0 +1,273 @@
+"""The three splits of a run: labelled, train and eval, disjoint by what they ask.
+
+Knows recipes' task section, seeds and splits; rows come from files.py, drawn problems from gym.py. What is set aside
+is named, line by line, in `Splits.skipped`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from random import Random
+
+from treepref.config import TaskConfig
+from treepref.errors import DataError, RecipeError
+from treepref.tasks import gym
+from treepref.tasks.files import HUB_IDS, Item, Items, Parse, parse_gsm8k, parse_math, parse_plain, read_items
+from treepref.tasks.prompts import bare_text
+from treepref.tasks.task import load_task
+from treepref.types import Problem
+
+_FRUITLESS = 2000
+"""Draws in a row without a new problem after which a task is held to be exhausted."""
+_FIRST = {"eval": 0, "labelled": 10_000_000, "train": 20_000_000}
+"""First index of each split, far apart, so that one split's size never changes another's problems."""
+_FILE_PARAMS = {"gsm8k": ("keep_annotations", "subset"), "math": ("subset",), "jsonl": ()}
+
+GoldCheck = Callable[[Problem], str | None]
+"""Why a problem's own answer does not count as right; None where it does."""
+
+
+@dataclass(slots=True)
+class Splits:
+    """Only labelled problems have rationales."""
+
+    labelled: list[Problem] = field(default_factory=list)
+    train: list[Problem] = field(default_factory=list)
+    eval: list[Problem] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    """One line a row set aside (file, line, why), and a note where a split is smaller than asked for."""
+
+
+def load_splits(cfg: TaskConfig, seed: int, *, exclude: Iterable[str] = ()) -> Splits:
+    """The problems of a run. The same recipe and seed give the same splits, in the same order.
+
+    `exclude`: question texts that no split may hold (what a base model was trained on, say). Problems whose own
+    answer does not check as right against itself are set aside. Raises DataError for data that cannot serve (nothing
+    usable, overlapping files, a task with too few different problems) and RecipeError for impossible settings.
+    """
+    task = load_task(cfg)
+    with task.checker() as checker:
+        if cfg.kind == "reasoning_gym":
+            return _draw_splits(cfg, seed, exclude, checker.accepts_gold)
+        return _file_splits(cfg, seed, exclude, checker.accepts_gold)
+
+
+def question_key(text: str, task: str | None = None) -> str:
+    """What makes two questions the same: the text, wherever case and blanks differ.
+
+    For reasoning-gym's arithmetic and countdown, the expression or the numbers and the target, in whatever words.
+    """
+    if task in gym.ARITHMETIC_TASKS:
+        return "".join((bare_text(text) or text).split())
+    if task == "countdown":
+        numbers, _, target = (bare_text(text) or text).partition(" = ")
+        return f"{' '.join(sorted(numbers.split()))} = {target}"
+    return " ".join(unicodedata.normalize("NFKC", text).replace("−", "-").casefold().split())
+
+
+# --- drawn problems
+
+
+def _draw_splits(cfg: TaskConfig, seed: int, exclude: Iterable[str], gold_check: GoldCheck) -> Splits:
+    if cfg.splits.labelled and cfg.name not in gym.RATIONALE_TASKS:
+        raise RecipeError(
+            f"task.splits.labelled: reasoning-gym's {cfg.name} carries no rationales (those that do: "
+            f"{', '.join(gym.RATIONALE_TASKS)}); set it to 0"
+        )
+    splits = Splits()
+    seen = {question_key(text, cfg.name) for text in exclude}
+    # Evaluation first: the later splits give way, so that what is evaluated does not depend on their sizes.
+    splits.eval = _draw(cfg, seed, "eval", cfg.splits.eval, seen, gold_check, splits.skipped)
+    labelled = _draw(cfg, seed, "labelled", cfg.splits.labelled, seen, gold_check, splits.skipped)
+    splits.train = _draw(cfg, seed, "train", cfg.splits.train, seen, gold_check, splits.skipped)
+    splits.eval, splits.train = _without_rationales(splits.eval), _without_rationales(splits.train)
+    splits.labelled = labelled
+    return splits
+
+
+def _draw(
+    cfg: TaskConfig, seed: int, split: str, wanted: int, seen: set[str], gold_check: GoldCheck, skipped: list[str]
+) -> list[Problem]:
+    """The first `wanted` new and usable problems of the split's index range. Adds their keys to `seen`."""
+    problems: list[Problem] = []
+    reasons: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    fruitless = 0
+    base = int.from_bytes(hashlib.sha256(f"treepref problems {seed}".encode()).digest()[:4], "big") // 2
+    if not wanted:
+        return problems
+    for drawn in gym.draw(cfg.name, cfg.params, base, _FIRST[split], cfg.granularity):
+        key = "" if isinstance(drawn, gym.Unusable) else question_key(drawn.text, cfg.name)
+        if isinstance(drawn, gym.Unusable):
+            reason: str | None = str(drawn)
+        elif key in seen:
+            reason = "the question is there already"
+        elif drawn.answer and (failure := gold_check(drawn)):  # some tasks have no answer of their own, only a scorer
+            reason = "its own answer does not check as right against itself"
+            examples.setdefault(reason, f", e.g. {drawn.id}: {failure}")
+        else:
+            reason = None
+        if reason is None:
+            assert isinstance(drawn, Problem)
+            seen.add(key)
+            problems.append(drawn)
+            fruitless = 0
+        else:
+            reasons[reason] += 1
+            fruitless += 1
+        if len(problems) == wanted:
+            break
+        if fruitless == _FRUITLESS:
+            common = "; ".join(f"{reason} ({count} times)" for reason, count in reasons.most_common(3))
+            raise DataError(
+                f"reasoning_gym {cfg.name}: found {len(problems)} of the {wanted} problems for {split}, then "
+                f"nothing new in {_FRUITLESS} draws: {common}. Ask for fewer (task.splits) or widen task.params"
+            )
+    skipped += [
+        f"reasoning_gym {cfg.name}, {split}: {why} ({count} drawn anew){examples.get(why, '')}"
+        for why, count in reasons.items()
+    ]
+    return problems
+
+
+def _without_rationales(problems: list[Problem]) -> list[Problem]:
+    return [replace(problem, rationale=None) for problem in problems]
+
+
+# --- problems from files and the hub
+
+
+def _file_splits(cfg: TaskConfig, seed: int, exclude: Iterable[str], gold_check: GoldCheck) -> Splits:
+    path = cfg.path or HUB_IDS.get(cfg.kind)
+    if path is None:
+        raise RecipeError("task.path: the kind 'jsonl' needs a file or a folder")
+    subset, parse = _reader(cfg, path)
+    excluded = {question_key(text) for text in exclude}
+
+    def read(path: str, split: str) -> Items:
+        prefix = Path(path).stem if cfg.kind == "jsonl" else cfg.kind
+        return _without_repeats(read_items(path, split, parse, f"{prefix}-{split}", subset), excluded)
+
+    source = read(path, cfg.train_split)
+    notes = list(source.skipped)
+    asked = cfg.splits
+    pool = _ordered(source.items, seed, "train")
+    is_file = Path(path).expanduser().is_file()
+    if cfg.eval_path is None and (is_file or cfg.eval_split == cfg.train_split):
+        carved = _ordered(source.items, seed, "eval")
+        total = asked.eval + asked.labelled + asked.train
+        # Too few rows for all: evaluation gets its share, so that something is left to learn from.
+        size = asked.eval if total <= len(carved) else max(1, len(carved) * asked.eval // total)
+        evaluation = _take(carved, asked.eval, "eval", source.source, gold_check, notes, at_most=size)
+        pool = _others(pool, evaluation)
+    else:
+        held_out = read(cfg.eval_path or path, cfg.eval_split)
+        notes += held_out.skipped
+        _refuse_overlap(source, held_out)
+        ordered = _ordered(held_out.items, seed, "eval")
+        evaluation = _take(ordered, asked.eval, "eval", held_out.source, gold_check, notes)
+
+    with_rationale = [item for item in pool if item.problem.rationale]
+    if asked.labelled and not with_rationale:
+        raise DataError(f"{source.source}: no row has a rationale, but task.splits.labelled is {asked.labelled}")
+    labelled = _take(with_rationale, asked.labelled, "labelled", source.source, gold_check, notes)
+    train = _take(_others(pool, labelled), asked.train, "train", source.source, gold_check, notes)
+    for name, problems in (("train", train), ("eval", evaluation)):
+        if not problems:
+            raise DataError(f"{source.source}: no usable problem is left for {name}; ask for fewer in task.splits")
+    notes = list(dict.fromkeys(notes))  # a row that was tried for two splits is named once
+    return Splits(labelled, _without_rationales(train), _without_rationales(evaluation), notes)
+
+
+def _reader(cfg: TaskConfig, path: str) -> tuple[str | None, Parse]:
+    """The hub's subset and the function that reads a row. Raises RecipeError for an unknown parameter."""
+    allowed = _FILE_PARAMS[cfg.kind]
+    for key in cfg.params:
+        if key not in allowed:
+            raise RecipeError(
+                f"task.params.{key}: {cfg.kind} has no such parameter (it has {', '.join(allowed) or 'none'})"
+            )
+    keep, subset = cfg.params.get("keep_annotations", False), cfg.params.get("subset")
+    if not isinstance(keep, bool):
+        raise RecipeError(f"task.params.keep_annotations: {keep!r} is not true or false")
+    if subset is not None and not isinstance(subset, str):
+        raise RecipeError(f"task.params.subset: {subset!r} is not text")
+    if cfg.kind == "gsm8k":
+        default = "main" if path == HUB_IDS["gsm8k"] else None
+        return subset or default, partial(parse_gsm8k, keep_annotations=keep)
+    return subset, parse_math if cfg.kind == "math" else parse_plain
+
+
+def _ordered(items: list[Item], seed: int, purpose: str) -> list[Item]:
+    """Sorted by id, then shuffled: the order of the rows in their file does not matter."""
+    ordered = sorted(items, key=lambda item: item.problem.id)
+    Random(f"treepref {seed} {purpose}").shuffle(ordered)
+    return ordered
+
+
+def _others(items: list[Item], taken: list[Problem]) -> list[Item]:
+    ids = {problem.id for problem in taken}
+    return [item for item in items if item.problem.id not in ids]
+
+
+def _without_repeats(found: Items, excluded: set[str]) -> Items:
+    """One item a question, the first one; questions in `excluded` go too. Both are noted in `skipped`."""
+    places: dict[str, str] = {}
+    kept = []
+    for item in found.items:
+        key = question_key(item.problem.text)
+        if key in excluded:
+            found.skipped.append(f"{item.where}: its question is excluded")
+        elif key in places:
+            found.skipped.append(f"{item.where}: same question as {places[key]}")
+        else:
+            places[key] = item.where
+            kept.append(item)
+    return Items(found.source, kept, found.skipped)
+
+
+def _refuse_overlap(train: Items, held_out: Items) -> None:
+    """Evaluation data that was given explicitly is not thinned out in silence. Raises DataError."""
+    keys = {question_key(item.problem.text): item for item in train.items}
+    ids = {item.problem.id: item for item in train.items}
+    shared = [item for item in held_out.items if question_key(item.problem.text) in keys]
+    if shared:
+        pairs = [f"{item.problem.id} ({item.where})" for item in shared[:5]]
+        raise DataError(
+            f"{held_out.source}: {len(shared)} of its questions are in {train.source} too, so evaluation would be on "
+            f"training data: {', '.join(pairs)}{' …' if len(shared) > 5 else ''}. Remove them from one of the two"
+        )
+    for item in held_out.items:
+        if item.problem.id in ids:
+            raise DataError(f"{item.where}: id {item.problem.id!r} is that of {ids[item.problem.id].where} too")
+
+
+def _take(
+    items: list[Item],
+    wanted: int,
+    split: str,
+    source: str,
+    gold_check: GoldCheck,
+    notes: list[str],
+    at_most: int | None = None,
+) -> list[Problem]:
+    """The first `wanted` (`at_most`: fewer) whose own answer checks as right. Adds to `notes` what was left out."""
+    taken: list[Problem] = []
+    limit = wanted if at_most is None else at_most
+    for item in items:
+        if len(taken) >= limit:
+            break
+        reason = gold_check(item.problem)
+        if reason is None:
+            taken.append(item.problem)
+        else:
+            notes.append(f"{item.where}: {reason}")
+    if len(taken) < wanted:
+        notes.append(f"{source}: {split} has {len(taken)} problems where {wanted} were asked for; there are no more")
+    return taken

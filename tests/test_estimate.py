@@ -1,0 +1,287 @@
+"""The forecast of a run's cost, by hand-computed numbers, and the hard limits on it."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from treepref.budget import Budget, budget_tokens
+from treepref.config import BudgetConfig, Recipe
+from treepref.errors import BudgetError, ModelError
+from treepref.estimate import (
+    Assumptions,
+    ModelInfo,
+    Rates,
+    duration,
+    estimate,
+    measure_rates,
+    measured_assumptions,
+    model_info,
+    render,
+    short,
+)
+from treepref.types import Cost
+
+INFO = ModelInfo(params=1000, kv_bytes_per_token=64, hidden=8, vocab=16, layers=2)
+ASSUMED = Assumptions(prompt_tokens=10, step_tokens=4, steps=3, simulated=0.5, useful=0.25)
+
+
+def recipe(**sections: object) -> Recipe:
+    """Small round numbers: 10 training and 5 evaluation problems, 6 simulations × 2 children, steps up to 8 tokens."""
+    base: dict = {
+        "name": "a",
+        "rounds": 1,
+        "task": {"splits": {"train": 10, "eval": 5, "labelled": 20}},
+        "search": {"simulations": 6, "children": 2, "max_depth": 4, "max_step_tokens": 8},
+        "eval": {"samples": 4, "samples_between": 2, "sbs": [[1, 2], [2, 3]], "max_tokens": 30},
+    }
+    for name, value in sections.items():
+        base[name] = base[name] | value if isinstance(base.get(name), dict) else value
+    return Recipe.model_validate(base)
+
+
+def stages(r: Recipe, rates: Rates | None = None) -> dict:
+    result = estimate(r, model_info=INFO, rates=rates, assumptions=ASSUMED)
+    return {stage.name: stage for stage in result.stages}
+
+
+def test_search_is_trees_times_simulations_times_children_times_step_tokens() -> None:
+    search = stages(recipe())["round 1 search"]
+    assert search.upper.generated_tokens == 10 * 6 * 2 * 8
+    assert search.upper.prefill_tokens == 10 * 6 * (10 + 4 * 8)
+    assert search.expected.generated_tokens == 0.5 * 10 * 6 * 2 * 4
+    assert search.expected.prefill_tokens == 10 * 10
+    assert search.expected.cached_tokens == 0.5 * 10 * 6 * 2 * (10 + 1.5 * 4) - 100
+    assert search.expected.scored_tokens == 0  # no value head yet
+    assert search.expected.flops == 2 * 1000 * (240 + 100)
+    assert stages(recipe(rounds=2))["round 2 search"].expected.scored_tokens == 0.5 * 120
+
+
+def test_rollouts_add_one_continuation_a_simulation() -> None:
+    with_rollouts = stages(recipe(search={"evaluate": "rollout"}))["round 1 search"]
+    assert with_rollouts.upper.generated_tokens == 960 + 10 * 6 * 4 * 8
+    assert with_rollouts.expected.generated_tokens == 240 + 0.5 * 60 * 1.5 * 4
+
+
+def test_warm_up_and_training_tokens() -> None:
+    found = stages(recipe(warmup={"epochs": 3}, train={"epochs": 2}))
+    assert found["warm-up"].expected.training_tokens == 20 * 3 * (10 + 3 * 4)
+    assert found["warm-up"].upper.training_tokens == 20 * 3 * (10 + 4 * 8)
+    assert found["warm-up"].expected.flops == 6 * 1000 * 1320
+    train = found["round 1 train"]
+    assert train.upper.training_tokens == 2 * 10 * (10 + 12 * 8)
+    assert train.expected.training_tokens == 2 * 10 * 0.25 * (10 + 1.5 * 6 * 0.5 * 4)
+    lora = stages(recipe(warmup={"epochs": 3}, model={"lora": {}}))["warm-up"]
+    assert lora.expected.flops == 4 * 1000 * 1320
+
+
+def test_a_reference_that_is_not_the_sampler_is_scored() -> None:
+    found = stages(recipe(rounds=2, train={"reference": "initial"}))
+    assert found["round 1 train"].expected.scored_tokens == 0
+    assert found["round 2 train"].expected.scored_tokens == found["round 2 train"].expected.training_tokens
+
+
+def test_evaluation_counts_each_decoder() -> None:
+    found = stages(recipe(rounds=2))
+    assert "warm-up" not in found
+    start, middle, last = (found[f"round {k} eval"] for k in (0, 1, 2))
+    assert start.expected.generated_tokens == 5 * (1 + 2) * 12  # greedy and 2 samples; no values yet, so no SBS
+    assert start.upper.generated_tokens == 5 * 3 * 30
+    assert start.expected.prefill_tokens == 5 * 2 * 10
+    assert middle.expected.generated_tokens == 5 * (3 * 12 + (2 + 6) * 3 * 4)
+    assert last.expected.generated_tokens == 5 * (5 * 12 + (2 + 6) * 3 * 4)
+    assert last.upper.generated_tokens == 5 * (5 * 30 + (2 + 6) * 4 * 8)
+    assert last.expected.scored_tokens == 5 * (4 + 8 * 3)
+    mcts = stages(recipe(eval={"mcts": True, "sbs": []}))["round 1 eval"]
+    assert mcts.upper.generated_tokens == 5 * (5 * 30 + 12 * 8)
+
+
+def test_disk_holds_models_training_states_and_trees() -> None:
+    result = estimate(recipe(rounds=2, warmup={"epochs": 1}), model_info=INFO, assumptions=ASSUMED)
+    folders, states = 3 * (4000 + 5_000_000), 2 * (4000 + 8000)
+    assert result.disk_upper == folders + states + 2 * 960 * 16 + 5_000_000
+
+
+def test_seconds_are_bound_by_compute_memory_or_overhead() -> None:
+    r = recipe(engine={"max_rows": 10})
+    tokens = 240
+    fast = Rates(flops=1e30, bytes_per_second=1e30, op_seconds=0)
+    assert stages(r, fast)["round 1 search"].expected.seconds == pytest.approx(tokens * 1e-5)
+    slow_memory = Rates(flops=1e30, bytes_per_second=4000, op_seconds=0)
+    assert stages(r, slow_memory)["round 1 search"].expected.seconds == pytest.approx(tokens / 10 + tokens * 1e-5)
+    slow_maths = Rates(flops=4000, bytes_per_second=1e30, op_seconds=0)
+    assert stages(r, slow_maths)["round 1 search"].expected.seconds == pytest.approx(tokens + 100, rel=1e-4)
+    assert stages(r)["round 1 search"].expected.seconds == 0
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    simulations=st.integers(1, 60),
+    depth=st.integers(1, 12),
+    rounds=st.integers(0, 3),
+    objective=st.sampled_from(["svpo", "dpo", "sft"]),
+    evaluate=st.sampled_from(["value", "rollout"]),
+    reference=st.sampled_from(["initial", "previous"]),
+    mcts=st.booleans(),
+)
+def test_the_upper_bound_is_never_below_the_expected(simulations, depth, rounds, objective, evaluate, reference, mcts):
+    r = recipe(
+        rounds=rounds,
+        warmup={"epochs": 1},
+        search={"simulations": simulations, "max_depth": depth, "max_step_tokens": 40, "evaluate": evaluate},
+        train={"objective": objective, "reference": reference},
+        eval={"mcts": mcts, "max_tokens": 512},
+    )
+    result = estimate(r, model_info=INFO, rates=Rates(1e9, 1e9, 1e-6))
+    for stage in result.stages:
+        for key, expected in stage.expected.as_dict().items():
+            if key != "cached_tokens":  # what the upper bound computes anew
+                assert expected <= stage.upper.as_dict()[key] * (1 + 1e-9), f"{stage.name}: {key}"
+    assert result.disk_expected <= result.disk_upper
+
+
+def test_budgets_that_do_not_hold_are_told_and_printed() -> None:
+    r = recipe(budget={"tokens": 500, "seconds": 1e9, "disk_gb": 1.0})
+    result = estimate(r, model_info=INFO, rates=Rates(1e9, 1e9, 1e-6), assumptions=ASSUMED)
+    (line,) = result.over_budget
+    assert line.startswith("budget.tokens (500) is below the expected 1.")
+    total = budget_tokens(result.expected)
+    between = recipe(budget={"tokens": total + 1})
+    (line,) = estimate(between, model_info=INFO, assumptions=ASSUMED).over_budget
+    assert "but not the upper bound" in line
+
+    console = Console(width=110, record=True, file=io.StringIO())
+    console.print(render(r, result, INFO))
+    text = console.export_text()
+    assert "round 1 search" in text and "240 (960)" in text and "whole run" in text
+    assert "! budget.tokens" in text and "a prompt has 10 tokens, a step 4" in text
+
+
+def test_a_models_size_is_read_from_its_config_alone(tmp_path) -> None:
+    from transformers import LlamaConfig
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
+    LlamaConfig(**sizes, intermediate_size=32, vocab_size=50, tie_word_embeddings=True).save_pretrained(
+        tmp_path / "tied"
+    )
+    LlamaConfig(**sizes, intermediate_size=32, vocab_size=50, tie_word_embeddings=False).save_pretrained(
+        tmp_path / "two"
+    )
+    layer = 16 * 16 + 2 * 16 * 8 + 16 * 16 + 3 * 16 * 32 + 2 * 16  # q, k and v, o, the MLP, two norms
+    tied = model_info(str(tmp_path / "tied"), "bfloat16")
+    assert tied.params == tied.active == 50 * 16 + 3 * layer + 16
+    assert tied.kv_bytes_per_token == 2 * 3 * 2 * 4 * 2
+    assert (tied.hidden, tied.vocab, tied.layers, tied.bytes_per_param) == (16, 50, 3, 2)
+    two = model_info(str(tmp_path / "two"))
+    assert two.params == tied.params + 50 * 16  # two matrices of words,
+    assert two.active == tied.params  # of which one is only looked up
+    with pytest.raises(ModelError, match="no such folder"):
+        model_info(str(tmp_path / "none"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match="config cannot be read"):
+        model_info(str(tmp_path / "empty"))
+
+
+@pytest.fixture(scope="module")
+def lettered_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a tiny config and a tokenizer with one token a character; no weights."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("model")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    LlamaConfig(**sizes, vocab_size=300).save_pretrained(folder)
+    letters = ["</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>").save_pretrained(folder)
+    return str(folder)
+
+
+def own_problems(folder: Path, model: str, rationale: bool) -> Recipe:
+    rows = [{"question": f"q{i:02d}", "answer": "7"} for i in range(40)]
+    if rationale:
+        rows = [row | {"rationale": "3+4=7\n#### 7"} for row in rows]
+    file = folder / "problems.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return recipe(
+        task={"kind": "jsonl", "path": str(file), "prompt": "{question}=?\n", "splits": {"train": 20, "eval": 10}},
+        model={"path": model},
+    )
+
+
+def test_lengths_are_measured_on_the_tasks_own_problems(tmp_path: Path, lettered_model: str) -> None:
+    found = measured_assumptions(own_problems(tmp_path, lettered_model, rationale=True), problems=8)
+    assert found.prompt_tokens == len("q00=?\n")
+    assert "rationales" in found.origin
+    assert found.steps * found.step_tokens == pytest.approx(
+        len("3+4=7\n#### 7") + 1, abs=12
+    )  # the answer line is the task's
+    without = measured_assumptions(own_problems(tmp_path, lettered_model, rationale=False), problems=8)
+    assert (without.prompt_tokens, without.step_tokens, without.steps) == (6, 4, 2.5)
+    assert "steps half as long" in without.origin
+
+
+def test_what_cannot_be_measured_is_assumed_and_said(tmp_path: Path, lettered_model: str) -> None:
+    r = recipe(task={"kind": "jsonl", "path": str(tmp_path / "none.jsonl")}, model={"path": lettered_model})
+    found = measured_assumptions(r)
+    assert (found.prompt_tokens, found.step_tokens, found.steps) == (100, 4, 2.5)
+    assert "nothing measured" in found.origin and "none.jsonl" in found.origin
+
+
+def test_the_command_prints_the_table(tmp_path: Path, lettered_model: str) -> None:
+    from typer.testing import CliRunner
+
+    from treepref.cli import app
+    from treepref.recipe_io import dump_recipe
+
+    file = tmp_path / "r.yaml"
+    file.write_text(dump_recipe(own_problems(tmp_path, lettered_model, rationale=True)))
+    result = CliRunner().invoke(app, ["estimate", str(file), "budget.tokens=10", "pairs.min_problems=1"])
+    assert (result.exit_code, result.exception) == (0, None)
+    for text in ("round 1 search", "whole run", "a prompt has 6 tokens", "! budget.tokens (10) is below"):
+        assert text in result.output
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["problems.jsonl", "r.yaml"]  # nothing was begun
+
+
+def test_the_probe_gives_plausible_rates() -> None:
+    rates = measure_rates("cpu", seconds=0.02)
+    assert 1e8 < rates.flops < 1e15
+    assert 1e7 < rates.bytes_per_second < 1e13
+    assert 1e-7 < rates.op_seconds < 1e-2
+
+
+def test_numbers_are_short_and_readable() -> None:
+    assert [short(x) for x in (0, 999, 1000, 999_600, 1_234_567, 3.2e15)] == ["0", "999", "1k", "1M", "1.23M", "3.2P"]
+    assert [duration(x) for x in (5, 89, 90, 3000, 7500, 200_000)] == [
+        "5 s", "89 s", "1.5 min", "50 min", "2.1 h", "2.3 days"
+    ]  # fmt: skip
+
+
+# ---- hard limits
+
+
+def test_a_budget_covers_all_lives_and_names_the_key() -> None:
+    config = BudgetConfig(tokens=1000, seconds=60, disk_gb=0.5)
+    spent = Cost(generated_tokens=400, prefill_tokens=100, cached_tokens=9999, seconds=30)
+    budget = Budget(config, spent)
+    assert budget.check(Cost(scored_tokens=200, training_tokens=299), disk_bytes=499_999_999) is None
+    reason = budget.check(Cost(scored_tokens=200, training_tokens=300))
+    assert reason is not None and "budget.tokens: 1,000 of 1,000 tokens" in reason and "run the same command" in reason
+    assert "budget.seconds: 60 of 60 seconds" in str(budget.check(Cost(seconds=30)))
+    assert "budget.disk_gb: 0.5 of 0.5 GB" in str(budget.check(Cost(), disk_bytes=500_000_000))
+    everything = str(budget.check(Cost(training_tokens=600, seconds=40), disk_bytes=10**9))
+    assert all(key in everything for key in ("budget.tokens", "budget.seconds", "budget.disk_gb"))
+    with pytest.raises(BudgetError, match=r"budget\.tokens"):
+        budget.enforce(Cost(training_tokens=600))
+    budget.enforce(Cost())
+
+
+def test_without_limits_nothing_stops() -> None:
+    assert Budget(BudgetConfig()).check(Cost(generated_tokens=10**15, seconds=1e12), disk_bytes=10**18) is None
