@@ -36,6 +36,7 @@ from treepref.models.policy import (
     clone_policy,
     eos_ids,
     load_policy,
+    load_tokenizer,
     merged_state_dict,
     save_policy,
 )
@@ -238,6 +239,14 @@ def test_paths_that_are_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         load_policy("builtin:tiny-base")
     save_policy(tiny_policy(), tmp_path / "tiny_base")
     assert load_policy("builtin:tiny-base").values_trained
+
+
+def test_the_untrained_tiny_model_follows_the_seed() -> None:
+    a, b, c = (load_policy("builtin:tiny-untrained", seed=s) for s in (1, 1, 2))
+    assert torch.equal(logits(a.model), logits(b.model)) and not torch.equal(logits(a.model), logits(c.model))
+    assert not a.values_trained and a.eos_ids == {1}
+    assert load_policy("builtin:tiny-untrained", value_head=False, dtype="float64").value_head is None
+    assert load_tokenizer("builtin:tiny-untrained").get_vocab() == a.tokenizer.get_vocab()
 
 
 def test_bad_dtype_and_device(folder: Path) -> None:

@@ -25,5 +25,9 @@ class BudgetError(TreeprefError):
     """A hard limit of the recipe was reached. Everything done so far is stored; raise the limit and run again."""
 
 
+class EngineError(TreeprefError):
+    """The engine fails request after request. Everything done so far is stored; mend the cause and run again."""
+
+
 class TooFewPairs(TreeprefError):
     """A round found too few problems with mixed outcomes to learn from."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from treepref.driver import Job, drive
-from treepref.errors import BudgetError, TooFewPairs
+from treepref.errors import TooFewPairs
 from treepref.loops.session import Session
 from treepref.preferences import PairStats, sibling_pairs, solution_pairs
 from treepref.progress import stage_progress
@@ -38,8 +38,9 @@ def search(session: Session, round: int) -> None:
     rules = search_rules(session, round)
     total = store.count_problems("train")
     done = store.count_trees(stage)
-    before = engine.cost + Cost()
-    with session.judge("train") as judge, stage_progress(f"round {round}: search", total, unit="trees") as bar:
+    before, judge = engine.cost + Cost(), session.judge("train")
+    stop = session.stop_reason(lambda: engine.cost - before)
+    with stage_progress(f"round {round}: search", total, unit="trees", done=done) as bar:
         todo = (p for p in session.problems("train") if not store.has_tree(stage, p.id))
         report = drive(
             (Job(new_tree(p.id, p.id, session.encode(p.question), version), rules, judge) for p in todo),
@@ -49,10 +50,9 @@ def search(session: Session, round: int) -> None:
             journal=store.journal(stage, version),
             on_done=lambda job: store.finish_tree(stage, job.tree),
             on_progress=lambda p: bar.update(done=done + p.trees, tokens=p.tokens),
-            stop=session.stop_reason(lambda: engine.cost - before),
+            stop=stop,
         )
-    if report.stopped:
-        raise BudgetError(report.stopped)
+    session.require_done(report, stop)
     store.finish_stage(stage, {"trees": store.count_trees(stage), "mixed": store.count_trees(stage, mixed=True)})
 
 

@@ -10,13 +10,10 @@ from collections.abc import Iterable
 from treepref import decoding
 from treepref.decoding import Decoder
 from treepref.driver import Job, drive
-from treepref.errors import BudgetError
 from treepref.evaluation import Solution, round_summary
 from treepref.loops.session import Session
-from treepref.models.text import decode
 from treepref.progress import stage_progress
-from treepref.tasks.checking import Checker
-from treepref.types import Problem, Tree
+from treepref.types import Cost, Problem, Tree
 
 
 def evaluate(session: Session, version: int) -> None:
@@ -37,16 +34,15 @@ def evaluate(session: Session, version: int) -> None:
         context=engine.max_context,
         delimiter=recipe.task.delimiter,
     )
-    with session.task.checker() as checker:
-        for decoder in todo:
-            _run_decoder(session, version, decoder, checker)
+    for decoder in todo:
+        _run_decoder(session, version, decoder)
     summary = summarise(session, version, [d.name for d in todo])
     with session.store.transaction():
         session.store.set_meta(f"summary/{version}", summary)
         session.store.finish_stage(stage)
 
 
-def _run_decoder(session: Session, version: int, decoder: Decoder, checker: Checker) -> None:
+def _run_decoder(session: Session, version: int, decoder: Decoder) -> None:
     """One decoder over all questions that have no stored outcome yet."""
     store, engine, recipe = session.store, session.serve(version), session.recipe
     stage = f"round-{version}/eval/{decoder.name}"
@@ -56,16 +52,17 @@ def _run_decoder(session: Session, version: int, decoder: Decoder, checker: Chec
     problems = {p.id: p for p in session.problems("eval")}
     todo = [p.question for p in problems.values() if not store.has_outcome(stage, p.id)]
     done = len(problems) - len(todo)
-    cost = engine.cost + type(engine.cost)()
+    before = engine.cost + Cost()
+    stop = session.stop_reason(lambda: engine.cost - before)
 
     def keep(job: Job) -> None:
-        rows = [s.as_row() for s in _check(job.tree, decoder, problems[job.tree.problem_id], checker, session)]
+        rows = [s.as_row() for s in _check(job.tree, decoder, problems[job.tree.problem_id], session)]
         with store.transaction():
             store.put_outcomes(stage, [(job.tree.problem_id, row["sample"], row) for row in rows])
             store.finish_tree(stage, job.tree, keep=False)
 
     trees = decoding.trees(decoder, todo, session.encode, version)
-    with stage_progress(f"round {version}: {decoder.name}", len(problems), unit="problems") as bar:
+    with stage_progress(f"round {version}: {decoder.name}", len(problems), unit="problems", done=done) as bar:
         report = drive(
             (Job(tree, decoder.search, judge=lambda tree, tokens: None) for tree in trees),
             engine,
@@ -74,25 +71,20 @@ def _run_decoder(session: Session, version: int, decoder: Decoder, checker: Chec
             journal=store.journal(stage, version),
             on_done=keep,
             on_progress=lambda p: bar.update(done=done + p.trees, tokens=p.tokens),
-            stop=session.stop_reason(lambda: engine.cost - cost),
+            stop=stop,
         )
-    if report.stopped:
-        raise BudgetError(report.stopped)
+    session.require_done(report, stop)
     store.finish_stage(stage)
 
 
-def _check(tree: Tree, decoder: Decoder, problem: Problem, checker: Checker, session: Session) -> Iterable[Solution]:
+def _check(tree: Tree, decoder: Decoder, problem: Problem, session: Session) -> Iterable[Solution]:
     """The tree's answers against the problem's."""
-    policy = session.engine.policy
     for sample, answer in enumerate(decoding.answers(decoder, tree)):
         if answer is None or answer.finish != "eos":
             generated, scored = (answer.generated, answer.scored) if answer else decoding.tree_tokens(tree)
             yield Solution(problem.id, sample, False, None, generated, scored, finish="length")
             continue
-        text = decode(policy.tokenizer, answer.tokens, policy.eos_ids)
-        verdict = checker.check(text, problem)
-        if verdict.error:
-            session.store.event(f"eval/{decoder.name}", "warning", f"problem {problem.id}: {verdict.error}")
+        text, verdict = session.check(answer.tokens, problem)
         yield Solution(
             problem.id, sample, verdict.correct, verdict.answer, answer.generated, answer.scored, answer.value,
             answer.finish, text,

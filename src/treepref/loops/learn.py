@@ -32,30 +32,33 @@ def warm_up(session: Session) -> None:
     if not config.epochs or not session.begin("round-0/sft"):
         return
     policy = session.policy(0, lora=True)
-    examples = [e for epoch in range(config.epochs) for e in _labelled(session, policy, epoch)]
+    examples = _labelled(session, policy, config.epochs)
     settings = LearnerSettings.from_warmup(
         config, seed=session.recipe.seed, row_tokens=session.recipe.train.row_tokens, rows_per_pass=_rows(session)
     )
     _fit(session, "round-0/sft", policy, settings, examples, version=0, epochs=1, batch_tokens=config.batch_tokens)
 
 
-def _labelled(session: Session, policy: Policy, epoch: int) -> list[Example]:
+def _labelled(session: Session, policy: Policy, epochs: int) -> list[Example]:
     """The labelled problems as prompt and solution, tokenised once and whole; each epoch draws its step sizes anew.
 
     A solution longer than the context is reported and left out.
     """
-    task, limit = session.task, policy.max_context
+    task, limit, seed = session.task, policy.max_context, session.recipe.seed
     examples = []
     for problem in session.problems("labelled"):
         prompt = encode_prompt(policy.tokenizer, task.prompt(problem.question), session.recipe.task.chat)
-        rng = random.Random(f"{session.recipe.seed}/{epoch}/{problem.id}")
-        solution = encode_solution(policy.tokenizer, task.solution_text(problem, rng), policy.eos_id)
-        if len(prompt) + len(solution) > limit:
+        for epoch in range(epochs):
+            text = task.solution_text(problem, random.Random(f"{seed}/{epoch}/{problem.id}"))
+            solution = encode_solution(policy.tokenizer, text, policy.eos_id)
             length = len(prompt) + len(solution)
-            message = f"problem {problem.id}: left out, {length} tokens are more than the model's context of {limit}"
-            session.store.event("round-0/sft", "warning", message)
-            continue
-        examples.append(example_from_solution(prompt, solution, id=f"{epoch}/{problem.id}"))
+            if length <= limit:
+                examples.append(example_from_solution(prompt, solution, id=f"{epoch}/{problem.id}"))
+            else:
+                message = (
+                    f"problem {problem.id}: left out, {length} tokens are more than the model's context of {limit}"
+                )
+                session.store.event("round-0/sft", "warning", message)
     return examples
 
 
@@ -127,7 +130,7 @@ def _fit(
     **how: Any,
 ) -> None:
     """Train, save the folder of `version`, and publish the weights to the engine in memory."""
-    # probe_packing(policy.model)
+    probe_packing(policy.model)
     checkpoints = session.out / "checkpoints" / stage.replace("/", "-")
     learner = Learner(policy.model, policy.value_head, settings)
     steps: list[dict[str, float]] = session.store.meta(f"steps/{stage}", [])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -16,15 +16,18 @@ import torch
 
 from treepref.budget import Budget
 from treepref.config import Recipe
-from treepref.errors import DataError, StoreError
+from treepref.driver import DriveReport
+from treepref.errors import BudgetError, DataError, EngineError, StoreError
 from treepref.models.policy import Policy, load_policy, load_tokenizer, merged_state_dict
 from treepref.models.text import decode, encode_prompt
 from treepref.recipe_io import LoadedRecipe, check_resume, dump_recipe
 from treepref.run_folder import land_file
+from treepref.search.base import Judge
 from treepref.store import Store
+from treepref.tasks.checking import Checker, Verdict
 from treepref.tasks.loading import load_splits
 from treepref.tasks.task import Task, load_task
-from treepref.types import Cost, Problem, Question, Tree
+from treepref.types import Cost, Problem, Question
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,7 +47,8 @@ class Session:
 
     def __init__(self, out: Path, loaded: LoadedRecipe | None = None) -> None:
         """Open or begin the run in `out`; without a recipe the run must exist, and its own is used."""
-        self.store = Store(out, create=loaded is not None)
+        self._open = ExitStack()
+        self.store = self._open.enter_context(Store(out, create=loaded is not None))
         self.out = self.store.folder
         try:
             self.recipe = self._settle_recipe(loaded)
@@ -53,10 +57,11 @@ class Session:
             self.task: Task = load_task(self.recipe.task)
             self._store_problems()
         except BaseException:
-            self.store.close()
+            self._open.close()
             raise
         self.budget = Budget(self.recipe.budget)
         self._engine: TorchEngine | None = None
+        self._checker: Checker | None = None
         self._since_disk_check = 0
         self._disk_bytes = self.store.disk_bytes()
 
@@ -66,7 +71,7 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.store.close()
+        self._open.close()
 
     # -- recipe and problems
 
@@ -106,20 +111,21 @@ class Session:
 
     # -- text and tokens
 
-    @contextmanager
-    def judge(self, split: str) -> Iterator[Callable[[Tree, tuple[int, ...]], float | None]]:
+    def check(self, tokens: tuple[int, ...], problem: Problem) -> tuple[str, Verdict]:
+        """A solution's text and whether it is right. One checker serves the whole run; what fails to check is noted."""
+        if self._checker is None:
+            self._checker = self._open.enter_context(self.task.checker())
+        policy = self.engine.policy
+        text = decode(policy.tokenizer, tokens, policy.eos_ids)
+        verdict = self._checker.check(text, problem)
+        if verdict.error:
+            self.store.event("check", "warning", f"problem {problem.id}: {verdict.error}")
+        return text, verdict
+
+    def judge(self, split: str) -> Judge:
         """Outcomes for training search: +1 for a right solution, −1 for a wrong one (AlphaMath, arXiv 2405.03553)."""
         known = {p.id: p for p in self.problems(split)}
-        policy = self.engine.policy
-        with self.task.checker() as checker:
-
-            def judge(tree: Tree, tokens: tuple[int, ...]) -> float:
-                verdict = checker.check(decode(policy.tokenizer, tokens, policy.eos_ids), known[tree.problem_id])
-                if verdict.error:
-                    self.store.event("check", "warning", f"problem {tree.problem_id}: {verdict.error}")
-                return 1.0 if verdict.correct else -1.0
-
-            yield judge
+        return lambda tree, tokens: 1.0 if self.check(tokens, known[tree.problem_id])[1].correct else -1.0
 
     def encode(self, question: Question) -> tuple[int, ...]:
         """The question's prompt as token ids."""
@@ -181,6 +187,11 @@ class Session:
 
     def spent(self) -> Cost:
         return self.store.cost()
+
+    def require_done(self, report: DriveReport, stop: Callable[[], str | None]) -> None:
+        """Raises BudgetError or EngineError where `drive` stopped early."""
+        if report.stopped:
+            raise BudgetError(report.stopped) if stop() else EngineError(report.stopped)
 
     def stop_reason(self, running: Callable[[], Cost]) -> Callable[[], str | None]:
         """A `stop` for long work: the budget's reason, where stored costs and `running` together reach a limit."""

@@ -150,7 +150,7 @@ def load_policy(
     value_head: bool = True,
     seed: int = 0,
 ) -> Policy:
-    """Load a causal LM from a Hugging Face hub id, a folder, or `builtin:tiny-base`.
+    """Load a causal LM from a Hugging Face hub id, a folder, `builtin:tiny-base` or `builtin:tiny-untrained`.
 
     Every dropout is set to 0, so that packed and separate passes agree. The value head comes from the folder, or is
     fresh with `values_trained` False. `lora` adds adapters, drawn from `seed`. Raises ModelError, naming the
@@ -161,7 +161,12 @@ def load_policy(
     if dtype not in DTYPES:
         raise ModelError(f"model.dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
     if name == UNTRAINED:
-        return _untrained(DTYPES[dtype], _device(device), seed)
+        policy = _untrained(DTYPES[dtype], _device(device), seed)
+        if lora is not None:
+            adapters.add_adapters(policy.model, lora, seed=seed)
+        if not value_head:
+            policy.value_head = None
+        return policy
     source, folder = _resolve(path)
     config = _config(name, source)
     _no_dropout(config)

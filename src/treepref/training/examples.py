@@ -15,6 +15,7 @@ from typing import Literal
 
 from treepref.errors import DataError, ModelError
 from treepref.objectives import Counts
+from treepref.preferences import visit_smoothing
 from treepref.types import Node, Pair, Tree
 
 
@@ -190,12 +191,6 @@ def example_from_tree(
         root_target=targets.get(0),
         policy_version=tree.policy_version,
     )
-
-
-def visit_smoothing(visits_winner: int, visits_loser: int) -> float:
-    """α = 1/(N_w/N_l + 1) = N_l/(N_w + N_l), at most 0.5 (methods §2). Without any visit: 0.5, nothing is known."""
-    visits = visits_winner + visits_loser
-    return min(0.5, visits_loser / visits) if visits else 0.5
 
 
 def _with_ancestors(tree: Tree, wanted: set[int]) -> list[int]:

@@ -405,9 +405,8 @@ class Learner:
         self.packed.model.gradient_checkpointing_enable({"use_reentrant": False})
         for module in self.packed.modules():
             if getattr(module, "gradient_checkpointing", False):
-                module.training = (
-                    True  # transformers recomputes in training mode only; the submodules' dropouts stay off
-                )
+                # transformers recomputes in training mode alone; the submodules' dropouts stay off
+                module.training = True
 
     def _save(
         self, folder: Path, optimizer: torch.optim.Optimizer, identity: dict[str, Any], result: TrainResult

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import random
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,7 +150,8 @@ def _shrunk(config: PretrainedConfig, longest_path: int | None, *, narrow: bool)
     if narrow:
         for name, value in _SMALL.items():
             if isinstance(getattr(small, name, None), int):
-                setattr(small, name, value)
+                with suppress(AttributeError):  # some configs derive it
+                    setattr(small, name, value)
         for name in ("num_key_value_heads", "num_kv_heads"):
             if isinstance(getattr(config, name, None), int):
                 grouped = getattr(config, name) < config.num_attention_heads
