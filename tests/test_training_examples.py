@@ -15,7 +15,6 @@ from treepref.training.examples import (
     attach_reference,
     example_from_solution,
     example_from_tree,
-    visit_smoothing,
 )
 from treepref.types import Node, Pair, Tree, new_tree
 
@@ -67,11 +66,6 @@ def test_a_solution_pair_keeps_both_paths(tree: Tree) -> None:
     example = example_from_tree(tree, [pair], sft_paths=[])
     assert example.pairs == (ExamplePair((0, 2), (1, 3)),)
     assert example.counts.tokens == 0
-
-
-@pytest.mark.parametrize(("winner", "loser", "alpha"), [(6, 2, 0.25), (1, 3, 0.5), (5, 0, 0.0), (0, 0, 0.5)])
-def test_visit_smoothing(winner: int, loser: int, alpha: float) -> None:
-    assert visit_smoothing(winner, loser) == alpha
 
 
 def test_forced_tokens_do_not_count() -> None:
@@ -138,5 +132,5 @@ def test_another_versions_log_probs_are_recomputed_or_refused(tree: Tree) -> Non
     assert [e.id for e in attached] == ["u", "t"]
     assert (report.recorded, report.recomputed) == (1, 1)
     assert calls == [1, 1]  # the sample, then the example of the other version
-    with pytest.raises(ModelError, match="'u'.*version 4"):
+    with pytest.raises(ModelError, match=r"'u'.*version 4"):
         attach_reference([other, mine], None, reference_version=4)

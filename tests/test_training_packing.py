@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from training_cases import random_example, random_examples, separate, tiny_llama, tiny_value_head
 
+from training_cases import random_example, random_examples, separate, tiny_llama, tiny_value_head
 from treepref.errors import DataError, ModelError
 from treepref.training.examples import Example, ExampleNode
 from treepref.training.forward import PackedModel, loss_batch, place, scatter_index, score
@@ -106,7 +106,7 @@ def _trained(example: Example, logps: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat(parts)
 
 
-@pytest.mark.parametrize("row_tokens", [10**6, 40, 12])
+@pytest.mark.parametrize("row_tokens", [10**6, 25, 12])
 def test_scores_do_not_depend_on_how_trees_are_cut(row_tokens: int) -> None:
     examples = random_examples(5, 4, nodes=9)
     assert row_tokens > 1000 or any(flatten(e, row_tokens).split for e in examples)

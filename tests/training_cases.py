@@ -37,7 +37,7 @@ def tiny_value_head(seed: int = 0) -> nn.Module:
 
 
 def random_example(rng: random.Random, name: str, *, nodes: int = 6, longest: int = 5, forced: bool = True) -> Example:
-    """A random tree: sibling pairs, a pair of two-node paths where there is one, targets, SFT weights, forced tokens."""
+    """A random tree: sibling pairs (some winners two nodes long), targets, SFT weights, forced tokens."""
 
     def tokens() -> tuple[int, ...]:
         return tuple(rng.randrange(VOCABULARY) for _ in range(rng.randint(1, longest)))

@@ -15,13 +15,15 @@ from treepref.models.text import encode_prompt, encode_solution
 from treepref.preferences import correct_paths, value_targets
 from treepref.progress import stage_progress
 from treepref.training.examples import Example, attach_reference, example_from_solution, example_from_tree
-from treepref.training.forward import PackedModel, model_scorer
-from treepref.training.learner import Learner, LearnerSettings
+from treepref.training.forward import model_scorer
+from treepref.training.learner import Learner, LearnerSettings, plan_steps
 from treepref.training.probe import probe_packing
 from treepref.types import Cost, Pair, Tree
 
 PASS_TOKENS = 4096
 """Tokens in one forward pass: several short rows cost less than a long one, for attention grows with a row's length."""
+CHECKPOINT_STEPS = 200
+"""Optimizer steps between two saved training states."""
 SFT_SOLUTIONS = 4
 """Right solutions of a tree that rejection-sampling fine-tuning learns from, at most."""
 
@@ -108,7 +110,7 @@ def _with_reference(session: Session, round: int, policy: Policy, examples: list
     """Reference log-probs: those recorded while sampling where they are the reference's, else computed here."""
     version = _reference_version(session, round)
     reference = policy if version == round - 1 else session.policy(version)
-    scorer = model_scorer(PackedModel(reference.model), row_tokens=session.recipe.train.row_tokens)
+    scorer = model_scorer(reference.model, row_tokens=session.recipe.train.row_tokens, rows_per_pass=_rows(session))
     attached, report = attach_reference(examples, scorer, reference_version=version, seed=session.recipe.seed)
     session.store.event(
         f"round-{round}/train",
@@ -127,7 +129,10 @@ def _fit(
     examples: list[Example],
     *,
     version: int,
-    **how: Any,
+    epochs: int,
+    batch_trees: int | None = None,
+    batch_tokens: int | None = None,
+    reference_is_policy: bool = False,
 ) -> None:
     """Train, save the folder of `version`, and publish the weights to the engine in memory."""
     probe_packing(policy.model)
@@ -135,18 +140,28 @@ def _fit(
     learner = Learner(policy.model, policy.value_head, settings)
     steps: list[dict[str, float]] = session.store.meta(f"steps/{stage}", [])
     stop = session.stop_reason(_training_cost(lambda: steps))
-    with stage_progress(stage.replace("/", ": "), None, unit="steps") as bar:
+    batches = {"batch_trees": batch_trees, "batch_tokens": batch_tokens}
+    total = len(plan_steps(examples, epochs, settings.seed, **batches))
+    with stage_progress(stage.replace("/", ": "), total, unit="steps") as bar:
 
         def on_step(metrics: dict[str, float]) -> None:
             del steps[int(metrics["step"]) :]
             steps.append(dict(metrics))
+            if len(steps) % CHECKPOINT_STEPS == 0:  # before the checkpoint of this step: a resumed run finds both
+                session.store.set_meta(f"steps/{stage}", steps)
             note = f"loss {metrics['loss']:.3f}"
             bar.update(done=int(metrics["step"]) + 1, tokens=int(metrics["total_tokens"]), note=note)
 
         result = learner.train(
-            examples, on_step=on_step, stop=lambda _: stop() is not None, checkpoints=checkpoints,
-            checkpoint_every=50, **how,
-        )  # fmt: skip
+            examples,
+            epochs=epochs,
+            **batches,
+            reference_is_policy=reference_is_policy,
+            on_step=on_step,
+            stop=lambda _: stop() is not None,
+            checkpoints=checkpoints,
+            checkpoint_every=CHECKPOINT_STEPS,
+        )
     if result.stopped and result.steps < result.total_steps:
         session.store.set_meta(f"steps/{stage}", steps)
         raise BudgetError(stop() or "stopped")

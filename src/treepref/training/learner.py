@@ -402,7 +402,10 @@ class Learner:
     def _recompute_activations(self) -> None:
         if not self.settings.recompute:
             return
-        self.packed.model.gradient_checkpointing_enable({"use_reentrant": False})
+        model = self.packed.model
+        # the newer of the two names, where this version of transformers has it
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
         for module in self.packed.modules():
             if getattr(module, "gradient_checkpointing", False):
                 # transformers recomputes in training mode alone; the submodules' dropouts stay off

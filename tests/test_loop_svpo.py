@@ -1,0 +1,157 @@
+"""The whole loop for real: the shipped tiny base, a few problems, every stage, killed and resumed."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from treepref.errors import BudgetError, RecipeError, StoreError, TooFewPairs
+from treepref.loops import svpo
+from treepref.recipe_io import load_recipe
+from treepref.store import Store
+
+SMALL = [
+    "seed=3", "rounds=1", "engine.threads=1", "engine.max_rows=64", "task.splits.train=24", "task.splits.eval=20",
+    "search.simulations=8", "search.children=4", "pairs.min_problems=2", "pairs.min_visits=1", "eval.samples=8",
+    "eval.samples_between=0", "eval.sbs=[[1, 2]]", "budget.seconds=null",
+]  # fmt: skip
+
+
+def run(out: Path, *more: str) -> dict:
+    svpo.run(load_recipe("quickstart", [*SMALL, *more]), out)
+    return json.loads((out / "results.json").read_text())
+
+
+def digest(out: Path) -> str:
+    with Store(out, read_only=True) as store:
+        return store.digest()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "small"
+    run(out)
+    return out
+
+
+def test_results_hold_every_method_with_interval_and_tokens(finished: Path) -> None:
+    results = json.loads((finished / "results.json").read_text())
+    assert [r["round"] for r in results["rounds"]] == [0, 1]
+    first, last = (r["eval"] for r in results["rounds"])
+    assert first["bon@8"] is None and first["sbs(1,2)"] is None, "no values in round 0: null, not zero"
+    for method in ("greedy", "sc@8", "bon@8", "wvote@8", "sbs(1,2)"):
+        entry = last[method]
+        assert entry["n"] == 20 and 0 <= entry["interval"][0] <= entry["accuracy"] <= entry["interval"][1] <= 1
+        assert entry["tokens_per_problem"] > 0
+    assert set(results["rounds"][1]["pass@k"]) == {"1", "2", "4", "8"}
+    cost = results["cost"]
+    assert all(cost[k] > 0 for k in ("generated_tokens", "cached_tokens", "training_tokens", "flops", "seconds"))
+
+
+def test_a_round_starts_from_an_untrained_preference(finished: Path) -> None:
+    with Store(finished, read_only=True) as store:
+        steps = store.meta("steps/round-1/train")
+        assert store.count_trees("round-1/search") == 24
+        assert store.count_pairs(1) > 0
+    assert steps[0]["loss_preference"] == pytest.approx(math.log(2), abs=1e-3)
+
+
+def test_the_round_folder_loads_in_plain_transformers(finished: Path) -> None:
+    folder = finished / "round-1"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer("State the final answer to the following arithmetic problem: 4 + 3 =\n", return_tensors="pt")
+    assert torch.isfinite(model(**ids).logits).all()
+    assert (folder / "value_head.safetensors").is_file()
+    base = AutoModelForCausalLM.from_pretrained(Path(svpo.__file__).parents[1] / "data" / "tiny_base")
+    assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), base.parameters(), strict=True))
+
+
+def test_the_report_draws_trees_and_stands_alone(finished: Path) -> None:
+    page = (finished / "report.html").read_text()
+    assert "State the final answer" in page and "<script src=" not in page
+
+
+def test_running_again_does_nothing_again(finished: Path) -> None:
+    before, spent = digest(finished), json.loads((finished / "results.json").read_text())["cost"]
+    run(finished)
+    assert digest(finished) == before
+    assert json.loads((finished / "results.json").read_text())["cost"] == spent
+
+
+def test_a_changed_recipe_is_refused_with_the_difference(finished: Path) -> None:
+    with pytest.raises(RecipeError, match=r"search\.children: 4 → 5"):
+        run(finished, "search.children=5")
+
+
+def test_a_budget_stops_and_a_higher_one_goes_on(tmp_path: Path) -> None:
+    with pytest.raises(BudgetError, match=r"budget\.tokens"):
+        run(tmp_path, "budget.tokens=6000")
+    with Store(tmp_path, read_only=True) as store:
+        stored = store.cost()
+    assert stored.generated_tokens > 0
+    results = run(tmp_path, "budget.tokens=100000000")
+    assert len(results["rounds"]) == 2
+
+
+def test_too_few_mixed_problems_stop_with_advice(tmp_path: Path) -> None:
+    easy = ["task.params={min_terms: 2, max_terms: 2, min_digits: 1, max_digits: 1}", "pairs.min_problems=24"]
+    with pytest.raises(TooFewPairs, match="never missed: take harder problems"):
+        run(tmp_path, *easy)
+    assert not (tmp_path / "round-1").exists(), "nothing was trained"
+
+
+def test_a_second_process_is_kept_out(finished: Path) -> None:
+    with Store(finished), pytest.raises(StoreError, match="in use|locked"):
+        run(finished)
+
+
+def life(out: Path, seconds: float | None, *more: str) -> int:
+    """`treepref run` in a process of its own, killed with SIGKILL after some time."""
+    command = [sys.executable, "-m", "treepref.cli", "run", "quickstart", "--out", str(out), "--quiet", *SMALL, *more]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    try:
+        _, errors = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        return -9
+    assert process.returncode == 0, errors.decode()
+    return 0
+
+
+def check_killed_run(tmp_path: Path, kills: int) -> None:
+    exact = ["engine.batch_invariant=true", "task.splits.train=10", "task.splits.eval=8", "eval.samples=4"]
+    started = time.monotonic()
+    assert life(tmp_path / "whole", None, *exact) == 0
+    length = time.monotonic() - started
+    rng = random.Random(5)
+    for _ in range(kills):
+        life(tmp_path / "killed", rng.uniform(0.3, 0.95) * length, *exact)
+    assert life(tmp_path / "killed", None, *exact) == 0
+    assert digest(tmp_path / "killed") == digest(tmp_path / "whole")
+    whole, killed = (AutoModelForCausalLM.from_pretrained(tmp_path / name / "round-1") for name in ("whole", "killed"))
+    for a, b in zip(whole.parameters(), killed.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+    check_killed_run(tmp_path, kills=2)
+
+
+@pytest.mark.long
+def test_twenty_kills(tmp_path: Path) -> None:
+    check_killed_run(tmp_path, kills=20)
