@@ -133,6 +133,22 @@ def report(run_dir: RunArg, quiet: QuietOption = False) -> None:
 
 
 @app.command()
+def fork(
+    run_dir: RunArg,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The new run directory.")],
+    overrides: OverridesArg = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Run on from a copy of a run's first search, with other pairs or training: the same samples, learned from anew."""
+    _quieten(quiet)
+    from treepref.loops.fork import fork as copy_run
+    from treepref.loops.svpo import resume
+
+    copy_run(run_dir, out, overrides or [])
+    resume(out)
+
+
+@app.command()
 def digest(run_dir: RunArg) -> None:
     """Print one hash of what a run found: trees, outcomes and pairs, no floats."""
     from treepref.store import Store

@@ -358,8 +358,11 @@ class TorchEngine:
         device = self.policy.device
         position = torch.from_numpy(position_RS).to(device)
         self._cache.place(rows, position, longest)
-        # A token sees the positions up to its own: what lies behind in the row is another sample's leaving.
-        mask_R1SL = (torch.arange(longest, device=device) <= position[:, :, None])[:, None]
+        # A token sees the positions up to its own: what lies behind in the row is another sample's leaving. Additive,
+        # for a boolean mask would be turned into this one in every layer.
+        unseen_R1SL = (torch.arange(longest, device=device) > position[:, :, None])[:, None]
+        mask_R1SL = torch.zeros(unseen_R1SL.shape, dtype=self.policy.dtype, device=device)
+        mask_R1SL.masked_fill_(unseen_R1SL, -torch.inf)
         return self.policy.body(
             torch.from_numpy(ids_RS).to(device),
             position_ids=position.clamp(max=self.max_context - 1),

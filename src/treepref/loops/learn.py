@@ -135,7 +135,7 @@ def _fit(
     reference_is_policy: bool = False,
 ) -> None:
     """Train, save the folder of `version`, and publish the weights to the engine in memory."""
-    probe_packing(policy.model)
+    probe_packing(policy.model, longest_path=max((e.longest_path for e in examples), default=None))
     checkpoints = session.out / "checkpoints" / stage.replace("/", "-")
     learner = Learner(policy.model, policy.value_head, settings)
     steps: list[dict[str, float]] = session.store.meta(f"steps/{stage}", [])

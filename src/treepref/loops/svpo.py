@@ -26,7 +26,16 @@ from treepref.recipe_io import LoadedRecipe
 
 def run(loaded: LoadedRecipe, out: Path) -> None:
     """Run the recipe in `out`, or go on with it. Raises TreeprefError; what is done stays done."""
-    with Session(out, loaded) as session:
+    _run(Session(out, loaded))
+
+
+def resume(out: Path) -> None:
+    """Go on with the run in `out` under its own recipe. Raises TreeprefError."""
+    _run(Session(out))
+
+
+def _run(session: Session) -> None:
+    with session:
         try:
             svpo(session)
         finally:

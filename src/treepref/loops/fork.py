@@ -1,0 +1,69 @@
+"""A second run on the same samples: copies a run as it stood after its first search, to learn from it in another way.
+
+What differs is then the pairs, the objective or their constants alone, never the luck of the search.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from treepref.errors import RecipeError, StoreError
+from treepref.recipe_io import dump_recipe, load_recipe, recipe_changes
+from treepref.run_folder import disk_errors, land_file, land_folder
+from treepref.store import Store
+
+FREE = ("name", "rounds", "pairs.", "train.", "budget.", "eval.samples", "eval.sbs", "eval.mcts")
+"""Keys (or their sections) in which a fork may differ: none of them touches what is copied."""
+_KEPT = "name LIKE 'round-0/%' OR name = 'round-1/search'"
+
+
+def fork(run: Path, out: Path, overrides: list[str]) -> None:
+    """Copy the problems, the warm-up, the evaluation of round 0 and the first search of `run` to a new run `out`.
+
+    Raises RecipeError for a change outside `FREE`; StoreError where the first search is not done or `out` exists.
+    """
+    old, new = load_recipe(run / "recipe.yaml"), load_recipe(run / "recipe.yaml", overrides)
+    frozen = [str(c) for c in recipe_changes(old.recipe, new.recipe) if not c.key.startswith(FREE)]
+    if frozen:
+        raise RecipeError(
+            "a fork keeps the search of its origin, so these keys cannot change:\n  " + "\n  ".join(frozen)
+        )
+    if out.exists():
+        raise StoreError(f"{out} exists already: choose another folder")
+    with Store(run, read_only=True) as store:
+        for stage in ("round-0/eval", "round-1/search"):
+            if not store.stage_done(stage):
+                raise StoreError(f"{run}: stage {stage} is not done yet, so there is nothing to fork from")
+    scratch = out.with_name(out.name + ".fork")
+    with disk_errors(out.parent):
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        _copy_database(run / "run.db", scratch / "run.db")
+        if (run / "round-0").is_dir():
+            shutil.copytree(run / "round-0", scratch / "round-0")
+    with Store(scratch) as store:
+        store.set_meta("recipe", new.recipe.model_dump(mode="json"))
+        text = store.scratch("recipe") / "recipe.yaml"
+        text.write_text(dump_recipe(new.recipe), encoding="utf-8")
+        land_file(text, scratch / "recipe.yaml")
+    land_folder(scratch, out)
+
+
+def _copy_database(source: Path, target: Path) -> None:
+    """A consistent copy without what came after the first search."""
+    with closing(sqlite3.connect(f"file:{source}?mode=ro", uri=True)) as old, closing(sqlite3.connect(target)) as new:
+        old.backup(new)
+        with new:
+            new.execute(f"DELETE FROM stages WHERE NOT ({_KEPT})")
+            new.execute("DELETE FROM pairs")
+            new.execute("DELETE FROM journal")
+            new.execute("DELETE FROM trees WHERE stage != 'round-1/search'")
+            new.execute("DELETE FROM outcomes WHERE stage NOT LIKE 'round-0/%'")
+            new.execute("DELETE FROM costs WHERE NOT (stage LIKE 'round-0/%' OR stage = 'round-1/search')")
+            new.execute("DELETE FROM meta WHERE key LIKE 'steps/round-%' AND key NOT LIKE 'steps/round-0/%'")
+            new.execute("DELETE FROM meta WHERE key LIKE 'summary/%' AND key != 'summary/0'")
+            new.execute("DELETE FROM events WHERE stage LIKE 'round-%' AND stage NOT LIKE 'round-0/%'")
+        new.execute("VACUUM")
