@@ -34,6 +34,7 @@ test-long: $(VENV)/.ready  ## tests on SmolLM2 and on all of the benchmark data
 	$(BIN)/pytest -q -m long
 
 tiny-base: $(VENV)/.ready  ## train the shipped base model anew (about an hour)
+	$(BIN)/treepref run tiny_arithmetic --out runs/tiny-arithmetic
 	$(BIN)/treepref run tiny_base --out runs/tiny-base
 	$(BIN)/python -m treepref.models.ship runs/tiny-base/round-0 src/treepref/data/tiny_base
 

@@ -3,7 +3,7 @@
     python benchmarks/seeds.py OUT --seeds 0 1 2 [--jobs 2] [key=value …]
 
 For each seed: the recipe as it is, and forks of its first search with rejection-sampling fine-tuning and
-solution-level DPO (equal samples to the letter: the same trees). Prints one table and, as its last line, one JSON object.
+solution-level DPO (equal samples to the letter: the same trees). Prints a table and, as its last line, a JSON object.
 """
 
 from __future__ import annotations

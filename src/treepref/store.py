@@ -226,6 +226,13 @@ class Store:
             self._db.execute("DELETE FROM problems WHERE split = ?", (split,))
             self._db.executemany("INSERT INTO problems VALUES (?, ?, ?, ?)", rows)
 
+    def forget_problems(self) -> None:
+        """As if none had been put: their rows, what was said of them and that they are there."""
+        with self.transaction():
+            self._db.execute("DELETE FROM problems")
+            self._db.execute("DELETE FROM events WHERE stage = 'problems'")
+            self._db.execute("DELETE FROM meta WHERE key = 'problems'")
+
     def problems(self, split: str) -> Iterator[Problem]:
         """In the order they were put."""
         after = -1

@@ -138,6 +138,7 @@ def _fit(
     probe_packing(policy.model, longest_path=max((e.longest_path for e in examples), default=None))
     checkpoints = session.out / "checkpoints" / stage.replace("/", "-")
     learner = Learner(policy.model, policy.value_head, settings)
+    learner.flops_per_token = float(policy.flops_per_token)  # search and training are counted alike
     steps: list[dict[str, float]] = session.store.meta(f"steps/{stage}", [])
     stop = session.stop_reason(_training_cost(lambda: steps))
     batches = {"batch_trees": batch_trees, "batch_tokens": batch_tokens}

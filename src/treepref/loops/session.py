@@ -21,12 +21,13 @@ from treepref.errors import BudgetError, DataError, EngineError, StoreError
 from treepref.models.policy import Policy, load_policy, load_tokenizer, merged_state_dict
 from treepref.models.text import decode, encode_prompt
 from treepref.recipe_io import LoadedRecipe, check_resume, dump_recipe
-from treepref.run_folder import land_file
+from treepref.run_folder import disk_errors, land_file
 from treepref.search.base import Judge
 from treepref.store import Store
 from treepref.tasks.checking import Checker, Verdict
 from treepref.tasks.loading import load_splits
 from treepref.tasks.task import Task, load_task
+from treepref.training.probe import probe_packing
 from treepref.types import Cost, Problem, Question
 
 if TYPE_CHECKING:
@@ -82,14 +83,22 @@ class Session:
             if known is None:
                 raise StoreError(f"{self.store.folder} holds no recipe: start it with `treepref run`")
             return Recipe.model_validate_json(json.dumps(known))
-        if known is not None:
+        if known is not None and self._begun():
             for change in check_resume(Recipe.model_validate_json(json.dumps(known)), loaded.recipe):
                 self.store.event("run", "info", f"resumed with {change}")
+        elif known is not None and known != loaded.recipe.model_dump(mode="json"):
+            self.store.forget_problems()
         scratch = self.store.scratch("recipe") / "recipe.yaml"
-        scratch.write_text(dump_recipe(loaded.recipe), encoding="utf-8")
+        with disk_errors(self.store.folder):
+            scratch.write_text(dump_recipe(loaded.recipe), encoding="utf-8")
         land_file(scratch, self.store.folder / "recipe.yaml")
         self.store.set_meta("recipe", loaded.recipe.model_dump(mode="json"))
         return loaded.recipe
+
+    def _begun(self) -> bool:
+        """Whether anything was computed. Until then a recipe may change freely: its first try had a wrong path, say."""
+        done = any(stage.status == "done" for stage in self.store.stages())
+        return done or bool(self.store.costs()) or (self.store.folder / "checkpoints").exists()
 
     def _store_problems(self) -> None:
         """Read the problems once; the run keeps them, so later lives do not depend on the source."""
@@ -155,13 +164,19 @@ class Session:
         return self._engine
 
     def serve(self, version: int) -> TorchEngine:
-        """The engine with policy `version` in it, loaded from its folder unless it is there already."""
+        """The engine with policy `version` in it, loaded from its folder unless it is there already.
+
+        Raises ModelError where packing is not exact for the model: before anything is searched, not when its trees are
+        to be trained on. (The engine's batches rest on the same: that a mask and position ids decide what a token sees.)
+        """
         if self._engine is None or self._engine.policy_version != version:
             from treepref.engines.torch_engine import TorchEngine
 
-            config = self.recipe.engine
+            config, policy = self.recipe.engine, self.policy(version)
+            if self._engine is None:
+                probe_packing(policy.model)
             self._engine = TorchEngine(
-                self.policy(version),
+                policy,
                 max_rows=config.max_rows,
                 cache_mb=config.cache_mb,
                 batch_invariant=config.batch_invariant,

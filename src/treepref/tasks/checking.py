@@ -54,6 +54,7 @@ class Checker:
         self._own = own is not None
         self._isolated: IsolatedFunction | None = None
         self._known: dict[tuple[str, str, str], bool] = {}
+        self._failed: dict[tuple[str, str, str], str] = {}
         if own is not None:
             self._isolated = IsolatedFunction(own, key="task.checker", seconds=seconds)
         elif isinstance(rule.agrees, str):
@@ -78,8 +79,7 @@ class Checker:
         found = self.rule.extract(text, self.delimiter)
         answer = self.rule.canonical(found) if found else None
         if self._own:
-            assert self._isolated is not None
-            correct, error = self._isolated(text, problem)
+            correct, error = self._ask(text, problem)
             return Verdict(correct, answer, error)
         if found is None or answer is None:
             return Verdict(False)
@@ -109,12 +109,24 @@ class Checker:
         key = (problem.id, problem.answer, found)  # search brings the same answer many times
         if key in self._known:
             return self._known[key], None
-        assert self._isolated is not None
-        correct, error = self._isolated(found, problem)
+        correct, error = self._ask(found, problem)
         if error is None:
             if len(self._known) >= _CACHED:
                 self._known.clear()
             self._known[key] = correct
+        return correct, error
+
+    def _ask(self, text: str, problem: Problem) -> tuple[bool, str | None]:
+        """The worker's word. A failure is kept: equal samples would hang again, each for the whole limit."""
+        key = (problem.id, problem.answer, text)
+        if key in self._failed:
+            return False, self._failed[key]
+        assert self._isolated is not None
+        correct, error = self._isolated(text, problem)
+        if error is not None:
+            if len(self._failed) >= _CACHED:
+                self._failed.clear()
+            self._failed[key] = error
         return correct, error
 
 
