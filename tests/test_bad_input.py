@@ -401,7 +401,7 @@ def test_a_full_disk_stops_with_a_clear_error_wherever_it_strikes(base: Path, wh
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    if done.returncode in (1, 77) and ("unshare" in done.stderr or "mount" in done.stderr):
+    if done.returncode == 77 or done.stderr.startswith("unshare:"):
         pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
     assert done.returncode == 0, done.stderr
     *lives, last = map(json.loads, done.stdout.splitlines())
@@ -481,7 +481,7 @@ def test_unknown_keys_and_wrong_values_are_named_with_their_line_before_anything
     told = capsys.readouterr().err
     assert f"sums.yaml:{line['search']}: search.simulatons: unknown key; did you mean search.simulations?" in told
     assert f'sums.yaml:{line["train"]}: train.lr: must be a valid number (got "fast")' in told
-    assert f"sums.yaml:{len(line) + 1}: seed: " in told
+    assert f"sums.yaml:{len(text.splitlines()) + 1}: seed: " in told
     assert "override 'eval.samples=0': eval.samples: " in told
     assert "Traceback" not in told and not RUN.exists()
 

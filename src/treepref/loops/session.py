@@ -167,7 +167,7 @@ class Session:
         """The engine with policy `version` in it, loaded from its folder unless it is there already.
 
         Raises ModelError where packing is not exact for the model: before anything is searched, not when its trees are
-        to be trained on. (The engine's batches rest on the same: that a mask and position ids decide what a token sees.)
+        to be trained on. (The engine's batches rest on the same: mask and position ids decide what a token sees.)
         """
         if self._engine is None or self._engine.policy_version != version:
             from treepref.engines.torch_engine import TorchEngine
