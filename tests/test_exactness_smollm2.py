@@ -173,7 +173,7 @@ def test_packed_equals_separate_on_real_text(
     measured("packed against separate log-probs, relative L2", distance(logp_T, torch.cat(logps)), 1e-4)
     measured("packed against separate values, relative L2", distance(value_N, torch.stack(values)), 1e-4)
     measured("packed against separate gradients, relative L2", distance(together, apart), 1e-4)
-    assert together.norm() > 1
+    assert together.norm() > 1 and value_N.std() > 0.05 and value_N.abs().max() < 0.99
 
 
 def test_probe_in_float64(policy: Policy) -> None:
@@ -188,14 +188,14 @@ def test_probe_in_float64(policy: Policy) -> None:
 @pytest.fixture(scope="module")
 def trees(policy: Policy, prompts: list[tuple[int, ...]]) -> list[Tree]:
     """Small real searches: steps sampled at temperature 1, several trees in one batch, prefixes from the cache."""
-    rules = Mcts(simulations=4, children=3, max_depth=4, max_step_tokens=32, max_context=policy.max_context)
+    rules = Mcts(simulations=6, children=4, max_depth=5, max_step_tokens=32, max_context=policy.max_context)
     found: list[Tree] = []
     jobs = (
         Job(new_tree(f"p{i}", f"p{i}", prompt), rules, judge=lambda tree, tokens: -1.0)
-        for i, prompt in enumerate(prompts[:4])
+        for i, prompt in enumerate(prompts[:6])
     )
     engine = TorchEngine(policy, max_rows=8)
-    drive(jobs, engine, run_seed=0, trees_in_flight=4, journal=None, on_done=lambda job: found.append(job.tree))
+    drive(jobs, engine, run_seed=0, trees_in_flight=6, journal=None, on_done=lambda job: found.append(job.tree))
     assert engine.cost.cached_tokens > engine.cost.prefill_tokens
     return sorted(found, key=lambda tree: tree.key)
 
@@ -216,7 +216,7 @@ def test_recorded_equals_recomputed_on_sampled_steps(policy: Policy, trees: list
             worst_value = max(worst_value, 0.0 if node.value is None else abs(node.value - value))
     nodes = sum(len(tree.nodes) - 1 for tree in trees)
     print(f"{len(trees)} trees, {nodes} steps, {tokens} tokens")
-    assert nodes >= 24
+    assert nodes >= 60
     measured("recorded against recomputed log-probs, worst token", worst, 1e-3)
     measured("recorded against recomputed values, worst step", worst_value, 1e-3)
 
@@ -246,7 +246,7 @@ def check_same(policy: Policy, prompt: tuple[int, ...], one: tuple[int, ...], tw
 
 
 def test_batched_greedy_equals_single_greedy(policy: Policy, prompts: list[tuple[int, ...]]) -> None:
-    todo = prompts[:8]
+    todo = prompts
     together, alone = greedy(policy, todo, rows=8), greedy(policy, todo, rows=1)
     parted = sum(check_same(policy, p, a, b) for p, a, b in zip(todo, together, alone, strict=True))
     print(f"MEASURED batched against single greedy: {parted} of {len(todo)} sequences part at a near-tie")
@@ -298,11 +298,11 @@ def compare_cold(policy: Policy, request: Request, result: Result) -> tuple[floa
 
 def test_the_first_dpo_loss_against_the_recorded_reference_is_ln_2(folder: Path, trees: list[Tree]) -> None:
     student = load_policy(folder, device="cpu")
-    pairs = PairConfig(min_gap=0.0, min_visits=1, winner_reaches_answer=False)
+    pairs = PairConfig(min_gap=0.0, max_per_parent=4, winner_reaches_answer=False)
     examples = [e for e in (example_from_tree(t, sibling_pairs(t, pairs)) for t in trees) if e.pairs]
     count = sum(len(e.pairs) for e in examples)
     print(f"{len(examples)} trees with {count} pairs")
-    assert count >= 4
+    assert count >= 10
     attached, report = attach_reference(examples, model_scorer(student.model), reference_version=0)
     assert (report.recorded, report.recomputed) == (len(examples), 0)
     measured("recorded reference, worst token of the sample", report.worst, 1e-3)

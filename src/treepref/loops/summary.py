@@ -19,7 +19,7 @@ from treepref.models.text import decode
 from treepref.report.data import ReportData
 from treepref.report.html import write_report
 from treepref.report.table import print_results
-from treepref.run_folder import land_file
+from treepref.run_folder import disk_errors, land_file
 from treepref.types import Pair, Tree
 
 DRAWN_TREES = 10
@@ -31,7 +31,8 @@ def report(session: Session, console: Console | None = None) -> None:
     if not results["rounds"]:
         return
     scratch = session.store.scratch("results") / "results.json"
-    scratch.write_text(json.dumps(results, indent=1), encoding="utf-8")
+    with disk_errors(session.out):
+        scratch.write_text(json.dumps(results, indent=1), encoding="utf-8")
     land_file(scratch, session.out / "results.json")
     events = [asdict(event) for event in session.store.events()]
     data = ReportData(

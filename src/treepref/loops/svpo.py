@@ -13,6 +13,7 @@ Every stage finds out for itself what is done already, so running the loop again
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from treepref.errors import TreeprefError
@@ -38,8 +39,11 @@ def _run(session: Session) -> None:
     with session:
         try:
             svpo(session)
-        finally:
-            report(session)
+        except BaseException:
+            with suppress(TreeprefError):  # what stopped the run is what must be told
+                report(session)
+            raise
+        report(session)
 
 
 def svpo(session: Session) -> None:
