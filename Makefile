@@ -34,8 +34,7 @@ test-long: $(VENV)/.ready  ## tests on SmolLM2 and on all of the benchmark data
 	$(BIN)/pytest -q -m long
 
 tiny-base: $(VENV)/.ready  ## train the shipped base model anew (about an hour)
-	$(BIN)/treepref run tiny_arithmetic --out runs/tiny-arithmetic
-	$(BIN)/treepref run tiny_base --out runs/tiny-base
+	for part in arithmetic steps sure base; do $(BIN)/treepref run tiny_$$part --out runs/tiny-$$part || exit; done
 	$(BIN)/python -m treepref.models.ship runs/tiny-base/round-0 src/treepref/data/tiny_base
 
 clean:           ## remove the virtual environment and all runs' caches (runs/ stays)

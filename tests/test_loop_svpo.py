@@ -113,7 +113,7 @@ def test_too_few_mixed_problems_stop_with_advice(tmp_path: Path) -> None:
 
 
 def test_a_second_process_is_kept_out(finished: Path) -> None:
-    with Store(finished), pytest.raises(StoreError, match="in use|locked"):
+    with Store(finished), pytest.raises(StoreError, match=r"in use|locked"):
         run(finished)
 
 

@@ -56,6 +56,8 @@ class TaskConfig(Section):
     eval_split: str = "validation"
     granularity: list[int] = Field(default_factory=lambda: [1])
     """Arithmetic rationales: how many operations a step may merge; one is drawn at random for each step."""
+    slips: float = Field(0.0, ge=0, lt=1)
+    """chain_sum's rationales: chance that an operation merged with others gets the wrong sign (a person's slip)."""
     splits: SplitConfig = SplitConfig()
     prompt: str | None = None
     """Text with `{question}` or `module:function`; None takes the task's own."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
-from treepref.errors import BudgetError
+from treepref.errors import BudgetError, DataError
 from treepref.loops.session import Session
 from treepref.models.policy import Policy, save_policy
 from treepref.models.text import encode_prompt, encode_solution
@@ -35,6 +35,11 @@ def warm_up(session: Session) -> None:
         return
     policy = session.policy(0, lora=True)
     examples = _labelled(session, policy, config.epochs)
+    if not examples:
+        raise DataError(
+            f"warm-up: every labelled problem is longer than the context of {policy.max_context} tokens; take a "
+            "model with a longer context, or set warmup.epochs=0"
+        )
     settings = LearnerSettings.from_warmup(
         config, seed=session.recipe.seed, row_tokens=session.recipe.train.row_tokens, rows_per_pass=_rows(session)
     )

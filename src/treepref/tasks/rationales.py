@@ -48,11 +48,13 @@ def arithmetic_steps(expression: str, granularity: Sequence[int], rng: Random) -
     return steps or [render(rest)]
 
 
-def chain_steps(expression: str, granularity: Sequence[int], rng: Random) -> list[str]:
+def chain_steps(expression: str, granularity: Sequence[int], rng: Random, slips: float = 0.0) -> list[str]:
     """A sum worked through from left to right, some operations a line, each line going on from the last result.
 
     How many is drawn from `granularity` for each step (the last step takes what is left). '4 + 3 - 7 + 5' at
     granularity [1] gives '4 + 3 = 7', '7 - 7 = 0', '0 + 5 = 5'; merging two first: '4 + 3 - 7 = 0', '0 + 5 = 5'.
+    `slips` is the chance that an operation done in the same step as another gets the wrong sign in the result: large
+    steps then go wrong as a hurried person's do, while single operations stay right.
     Raises ExpressionError for text that is no sum of numbers.
     """
     tokens = expression.split()
@@ -62,9 +64,12 @@ def chain_steps(expression: str, granularity: Sequence[int], rng: Random) -> lis
     value, done, steps = numbers[0], 0, []
     while done < len(signs):
         line = format_fraction(value)
-        for place in range(done, min(done + rng.choice(list(granularity)), len(signs))):
+        first = done
+        for place in range(first, min(first + rng.choice(list(granularity)), len(signs))):
             line += f" {signs[place]} {tokens[2 * place + 2]}"
-            value = apply_operator(signs[place], value, numbers[place + 1])
+            slipped = place > first and rng.random() < slips
+            sign = {"+": "-", "-": "+"}[signs[place]] if slipped else signs[place]
+            value = apply_operator(sign, value, numbers[place + 1])
             done += 1
         steps.append(f"{line} = {format_fraction(value)}")
     return steps or [format_fraction(value)]

@@ -7,7 +7,8 @@ own. Knows no file and no split.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
 
 from treepref.config import TaskConfig
@@ -29,8 +30,8 @@ def _arithmetic(problem: Problem, granularity: list[int], rng: Random) -> list[s
     return arithmetic_steps(problem.meta["expression"], granularity, rng)
 
 
-def _chain(problem: Problem, granularity: list[int], rng: Random) -> list[str]:
-    return chain_steps(problem.meta["expression"], granularity, rng)
+def _chain(problem: Problem, granularity: list[int], rng: Random, slips: float = 0.0) -> list[str]:
+    return chain_steps(problem.meta["expression"], granularity, rng, slips)
 
 
 def _written(problem: Problem, granularity: list[int], rng: Random) -> list[str]:
@@ -117,6 +118,10 @@ def load_task(cfg: TaskConfig) -> Task:
         name, kind = cfg.name, _GYM_KINDS.get(cfg.name, _OTHER_GYM)
     else:
         name, kind = cfg.kind, _KINDS[cfg.kind]
+    if cfg.slips:
+        if kind.steps is not _chain:
+            raise RecipeError(f"task.slips: only chain_sum's rationales can have slips, not those of {name}")
+        kind = replace(kind, steps=partial(_chain, slips=cfg.slips))
     prompt = _load_prompt(kind.prompt if cfg.prompt is None else cfg.prompt)
     return Task(name, kind, cfg.delimiter, list(cfg.granularity), cfg.check_seconds, cfg.checker, prompt)
 
