@@ -22,10 +22,10 @@ from treepref.evaluation import Samples, Scores, Solution, sampled_scores, singl
 from treepref.statistics import SeedMean, mean_over_seeds
 from treepref.store import Store
 
+GREEDY_ONLY = ["rounds=1", "eval.samples=1", "eval.sbs=[]"]
 VARIANTS = {
-    "svpo_round_1": ["rounds=1"],
-    "rft": ["rounds=1", "train.objective=sft", "train.lr={rft_lr}"],
-    "solution_dpo": ["rounds=1", "train.objective=dpo", "pairs.level=solution"],
+    "rft": ["train.objective=sft", "train.lr={rft_lr}", *GREEDY_ONLY],
+    "solution_dpo": ["train.objective=dpo", "pairs.level=solution", *GREEDY_ONLY],
 }
 
 
@@ -95,11 +95,11 @@ def comparisons(out: Path, seeds: list[int]) -> Iterator[tuple[str, SeedMean]]:
 
     table = {
         "greedy, last round − start": paired(of("", 0), of("")),
-        "greedy, round 1 − start": paired(of("", 0), of("svpo_round_1")),
+        "greedy, round 1 − start": paired(of("", 0), of("", 1)),
         "RFT − start": paired(of("", 0), of("rft")),
         "solution-level DPO − start": paired(of("", 0), of("solution_dpo")),
-        "SVPO round 1 − RFT": paired(of("rft"), of("svpo_round_1")),
-        "SVPO round 1 − solution-level DPO": paired(of("solution_dpo"), of("svpo_round_1")),
+        "SVPO round 1 − RFT": paired(of("rft"), of("", 1)),
+        "SVPO round 1 − solution-level DPO": paired(of("solution_dpo"), of("", 1)),
         **{f"sbs({w}) − greedy": paired(of(""), method(f"sbs({w})")) for w in ("1,2", "1,4", "2,4", "4,4")},
         **{f"sbs({w}) − sc@{k}": paired(method("sc", k), method(f"sbs({w})")) for w, k in (("1,2", 2), ("1,4", 4))},
     }
