@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--rft-lr", default="1e-4")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     with ThreadPoolExecutor(options.jobs) as pool:
         jobs = [
             pool.submit(run_seed, options.recipe, options.out, seed, options.overrides, options.rft_lr)

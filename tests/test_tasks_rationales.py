@@ -10,9 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from treepref.config import TaskConfig
+from treepref.errors import RecipeError
 from treepref.tasks import gym
 from treepref.tasks.expressions import ExpressionError, evaluate, parse_expression
 from treepref.tasks.rationales import arithmetic_steps, chain_steps, countdown_steps, drop_annotations
+from treepref.tasks.task import load_task
 
 
 def exact(text: str) -> Fraction:
@@ -200,3 +203,16 @@ def test_metadata_survives_json(value):
     import json
 
     assert gym.decode_plain(json.loads(json.dumps(gym.encode_plain(value)))) == value
+
+
+def test_slips_touch_merged_operations_alone() -> None:
+    assert chain_steps("4 + 3 - 7 + 5", [1], Random(0), slips=0.99) == ["4 + 3 = 7", "7 - 7 = 0", "0 + 5 = 5"]
+    always = [chain_steps("4 + 3 - 7 + 5", [3], Random(seed), slips=0.999999) for seed in range(20)]
+    assert set(map(tuple, always)) == {("4 + 3 - 7 + 5 = 9",)}, "+3 stands, -7 and +5 are misread: 4 + 3 + 7 - 5"
+    shares = [chain_steps("1 + 1 + 1", [2], Random(seed), slips=0.25) == ["1 + 1 + 1 = 1"] for seed in range(2000)]
+    assert 0.2 < sum(shares) / 2000 < 0.3
+
+
+def test_only_chains_can_have_slips() -> None:
+    with pytest.raises(RecipeError, match=r"task\.slips: only chain_sum"):
+        load_task(TaskConfig(name="countdown", slips=0.1))
