@@ -103,7 +103,7 @@ def summarise(session: Session, version: int, names: list[str]) -> dict[str, obj
     return round_summary(
         solutions(session, version, "greedy"),
         solutions(session, version, "samples") if "samples" in names else None,
-        {width: solutions(session, version, name) for width, name in beams.items() if name in names},
+        {width: solutions(session, version, name) if name in names else None for width, name in beams.items()},
         solutions(session, version, "mcts") if "mcts" in names else None,
         solutions(session, version - 1, "greedy") or None if version else None,
         number=version,
