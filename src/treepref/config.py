@@ -43,7 +43,10 @@ class SplitConfig(Section):
 
 
 class TaskConfig(Section):
-    kind: Literal["reasoning_gym", "gsm8k", "math", "jsonl"] = "reasoning_gym"
+    kind: Literal[
+        "reasoning_gym", "gsm8k", "math", "jsonl", "arc_easy", "arc_challenge", "openbookqa", "commonsense_qa", "sciq",
+        "aqua",
+    ] = "reasoning_gym"  # fmt: skip
     name: str = "chain_sum"
     """reasoning_gym: the task's name. Unused by the other kinds."""
     params: dict[str, Any] = Field(default_factory=dict)
@@ -69,6 +72,8 @@ class TaskConfig(Section):
     """`module:function(text, problem) -> bool`; None takes the task's own."""
     check_seconds: float = Field(5.0, gt=0)
     """A hung answer check costs this long, and counts as wrong."""
+    tool: Literal["calculator", "python"] | None = None
+    """A tool inside decoding, in search and evaluation alike: its results are forced into the text."""
 
 
 class EngineConfig(Section):
@@ -93,12 +98,30 @@ class WarmupConfig(Section):
     weight_decay: float = Field(0.01, ge=0)
 
 
+class SelfEvaluationConfig(Section):
+    """The policy weighs each step by a two-choice question about it (MCTS-DPO, arXiv 2405.00451): reward O + C."""
+
+    weight: float = Field(1.0, ge=0)
+    """Factor on C; 0 asks and records C (for its AUC) but leaves the reward to the outcome."""
+    question: str | None = None
+    """Text put after the solution so far, ending right before the letter; None takes the task's own."""
+    right: str = Field("A", min_length=1)
+    """The letter that means "right"."""
+    wrong: str = Field("B", min_length=1)
+    example: str | None = None
+    """A worked example put before the question; None: none."""
+    hint: bool = False
+    """Ground truth in the search: the question shows the problem's reference answer. Never in evaluation."""
+
+
 class SearchConfig(Section):
-    """MCTS as in AlphaMath (arXiv 2405.03553), the search of SVPO."""
+    """MCTS over steps, as in AlphaMath (arXiv 2405.03553; svpo) or MCTS-DPO (arXiv 2405.00451; mcts_dpo)."""
 
     simulations: int = Field(40, ge=1)
     children: int = Field(5, ge=1)
     """Steps sampled at each expansion."""
+    root_children: int | None = Field(None, ge=1)
+    """The same at the root; None takes `children`."""
     c: float = Field(1.5, ge=0)
     """Exploration constant of PUCT."""
     temperature: float = Field(1.0, gt=0)
@@ -112,6 +135,12 @@ class SearchConfig(Section):
     trees_in_flight: int = Field(64, ge=1)
     evaluate: Literal["value", "rollout"] = "value"
     """How an unfinished leaf is scored: the value head's V (0 while there is none), or one sampled continuation."""
+    length_power: float = 1.0
+    """mcts_dpo: λ of the prior π(a|s) / |a|^λ."""
+    self_evaluation: SelfEvaluationConfig | None = None
+    """mcts_dpo: null leaves C out."""
+    inject_reference: bool = False
+    """mcts_dpo: ground truth in the search: the reference rationale's steps are children too. Never in evaluation."""
 
 
 class PairConfig(Section):
@@ -126,12 +155,17 @@ class PairConfig(Section):
     """The winner must lie on a path to a right answer."""
     level: Literal["step", "solution"] = "step"
     """solution: whole right solutions over whole wrong ones (solution-level DPO)."""
+    rule: Literal["siblings", "trace"] = "siblings"
+    """Step pairs: any siblings by gap (svpo), or at each depth of the selected trace the highest against the lowest Q
+    (mcts_dpo)."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Longest side of a pair in tokens; None: no limit."""
     min_problems: int = Field(32, ge=1)
     """Fewer problems with a pair than this, and the round stops with advice."""
 
 
 class TrainConfig(Section):
-    objective: Literal["svpo", "dpo", "cdpo", "ipo", "sft"] = "svpo"
+    objective: Literal["svpo", "dpo", "cdpo", "cdpo_mean", "ipo", "ipo_mean", "sft"] = "svpo"
     """sft on the right solutions of the trees is rejection-sampling fine-tuning."""
     beta: float = Field(0.1, gt=0)
     value_weight: float = Field(0.1, ge=0)
@@ -160,6 +194,43 @@ class TrainConfig(Section):
     weight_decay: float = Field(0.0, ge=0)
 
 
+class OnlineConfig(Section):
+    """mcts_dpo: search a batch of problems, update on it, search the next with the new weights."""
+
+    enabled: bool = True
+    """False: all trees come from the round's first policy (offline), in the same batches."""
+    batch_problems: int = Field(32, ge=1)
+    """Problems searched between two updates."""
+    checkpoint_every: int = Field(10, ge=1)
+    """Updates between two saved training states: what a kill costs at most is that much training, and no search."""
+
+
+class SelfTrainingConfig(Section):
+    """dpo_st (arXiv 2407.18248): each round a DPO step on sampled solutions, then SFT of the base on pseudo-labels."""
+
+    dpo: bool = True
+    """False: plain self-training, pseudo-labels come from the SFT model itself."""
+    pseudo_labels: bool = True
+    """False: SFT alone: no sampling and no rounds, only the warm-up."""
+    dpo_samples: int = Field(5, ge=1)
+    """Solutions sampled a problem for the DPO step."""
+    label_samples: int = Field(3, ge=1)
+    """K: solutions sampled a problem for pseudo-labels."""
+    temperature: float = Field(0.7, gt=0)
+    max_tokens: int = Field(300, ge=1)
+    """Longest sampled solution."""
+    similarity: float = Field(0.7, ge=0, le=1)
+    """A solution is kept only if its Jaccard similarity to all kept ones is at most this."""
+    pairs_per_problem: int = Field(3, ge=1)
+    """The least similar right/wrong pairs of a problem are kept."""
+    cap_percentile: float = Field(90.0, gt=0, le=100)
+    """Solutions of a problem in the SFT set, at most this percentile of their number over all problems."""
+    gold_positive: bool = True
+    """The labelled problems' own rationales are among the right solutions of the DPO step."""
+    patience: int = Field(1, ge=0)
+    """Rounds without better greedy accuracy after which the loop stops; 0: never."""
+
+
 class EvalConfig(Section):
     samples: int = Field(32, ge=1)
     """Samples a problem for self-consistency, best-of-n, weighted vote and pass@k, on the last round."""
@@ -186,7 +257,7 @@ class BudgetConfig(Section):
 
 class Recipe(Section):
     name: str
-    method: Literal["svpo"] = "svpo"
+    method: Literal["svpo", "mcts_dpo", "dpo_st"] = "svpo"
     seed: int = 0
     rounds: int = Field(2, ge=0)
     """Rounds of search, pairs, training and evaluation. 0: warm-up and evaluation alone."""
@@ -197,6 +268,8 @@ class Recipe(Section):
     search: SearchConfig = SearchConfig()
     pairs: PairConfig = PairConfig()
     train: TrainConfig = TrainConfig()
+    online: OnlineConfig = OnlineConfig()
+    self_training: SelfTrainingConfig = SelfTrainingConfig()
     eval: EvalConfig = EvalConfig()
     budget: BudgetConfig = BudgetConfig()
 

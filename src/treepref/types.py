@@ -37,6 +37,21 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """A multiple-choice question put to the model right after a completion; what it answers is weighed, not sampled.
+
+    The model reads prefix + completion (without EOS) + `suffix`, and the next token's probabilities are summed over
+    the variants of each option. Only the suffix is new to it: the rest stands in the cache.
+    """
+
+    suffix: tuple[int, ...]
+    options: tuple[tuple[int, ...], ...]
+    """For each option the ids of the single tokens that mean it, e.g. those of "A" and " A"."""
+    after_eos: tuple[int, ...] = ()
+    """Ids put before the suffix where the completion ended in EOS: the delimiter that it lacks."""
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """Continue `prefix` `n` times. One seed a sample, so a sample never depends on what else is in the batch."""
 
@@ -51,6 +66,14 @@ class Request:
     """A sample ends at the first token whose cumulative decoding contains this text. None: run on to EOS."""
     want_value: bool = False
     """Ask for V of each finished sample and of the prefix (None where the engine has no value head)."""
+    choice: Choice | None = None
+    """Ask this after each finished sample (not after one that was cut)."""
+    given: tuple[tuple[int, ...], ...] = ()
+    """Continuations to score instead of sampling: each becomes a completion, behind the `n` sampled ones."""
+    tool: str | None = None
+    """Name of a tool that watches the samples and forces its results into them (treepref.tools)."""
+    prompt_tokens: int = 0
+    """How many tokens of the prefix are the problem's prompt: a tool looks at what the model wrote, not at that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +89,8 @@ class Completion:
     value: float | None = None
     """V at the last token, in [-1, 1]."""
     policy_version: int = 0
+    choice_probs: tuple[float, ...] | None = None
+    """Probability mass of each option of the request's `choice`; they sum to at most 1. None: not asked, or cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +124,8 @@ class Node:
     """Sum of the backed-up returns; Q = total / visits, and a node without visits has no Q."""
     prior: float = 0.0
     value: float | None = None
+    confidence: float | None = None
+    """C: probability mass that the policy gives to "this is right" when asked (self-evaluation); None: not asked."""
     reward: float | None = None
     """Outcome of a finished solution; None for an unfinished one."""
     terminal: bool = False

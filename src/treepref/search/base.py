@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from treepref.types import Completion, Node, Tree
+from treepref.types import Choice, Completion, Node, Tree
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -20,6 +20,10 @@ class Expansion:
     top_p: float = 1.0
     delimiter: str | None = "\n"
     want_value: bool = False
+    choice: Choice | None = None
+    """Asked after each finished sample."""
+    given: tuple[tuple[int, ...], ...] = ()
+    """Continuations that are scored, not sampled; their completions come behind the `n` sampled ones."""
 
 
 class Search(Protocol):
