@@ -13,15 +13,18 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from treepref.evaluation import Samples, Scores, Solution, sampled_scores, single_scores
-from treepref.statistics import SeedMean, mean_over_seeds
-from treepref.store import Store
+from treepref.comparison import RunScores, difference
+from treepref.evaluation import Scores
+from treepref.loops.compare import read_run
 
+Difference = dict[str, Any]
+Policy = tuple[str, int | None, str]
 GREEDY_ONLY = ["rounds=1", "eval.samples=1", "eval.sbs=[]"]
 VARIANTS = {
     "rft": ["train.objective=sft", "train.lr={rft_lr}", *GREEDY_ONLY],
@@ -49,59 +52,38 @@ def run_seed(recipe: str, out: Path, seed: int, overrides: list[str], rft_lr: st
             treepref("fork", str(main), str(target), *changes)
 
 
-def rows(run: Path, round: int, decoder: str) -> list[Solution]:
-    with Store(run, read_only=True) as store:
-        return [Solution.from_row(row) for _, _, row in store.outcomes(f"round-{round}/eval/{decoder}")]
-
-
-def last_round(run: Path) -> int:
-    return json.loads((run / "results.json").read_text())["rounds"][-1]["round"]
-
-
-def greedy(run: Path, round: int) -> Scores:
-    found = single_scores(rows(run, round, "greedy"), needs_value=False)
-    assert found is not None
-    return found
-
-
-def sampled(run: Path, round: int, method: str, k: int) -> Scores | None:
-    return sampled_scores(Samples(rows(run, round, "samples")), method, k)  # type: ignore[arg-type]
-
-
-def comparisons(out: Path, seeds: list[int]) -> Iterator[tuple[str, SeedMean]]:
+def comparisons(out: Path, seeds: list[int]) -> Iterator[tuple[str, Difference]]:
     """Named mean differences over the seeds, each on the same problems."""
 
-    def paired(one: Callable[[int], Scores | None], two: Callable[[int], Scores | None]) -> SeedMean | None:
-        both = [(one(s), two(s)) for s in seeds]
-        if any(a is None or b is None for a, b in both):
-            return None
-        return mean_over_seeds([(a.score, b.score) for a, b in both])  # type: ignore[union-attr]
+    @cache
+    def run(name: str, seed: int) -> RunScores:
+        return read_run(out / (f"seed-{seed}-{name}" if name else f"seed-{seed}"))
 
-    def of(name: str, round: int | None = None) -> Callable[[int], Scores]:
-        def scores(seed: int) -> Scores:
-            run = out / (f"seed-{seed}-{name}" if name else f"seed-{seed}")
-            return greedy(run, last_round(run) if round is None else round)
+    def paired(one: Policy, two: Policy) -> Difference | None:
+        """two − one; None where a seed lacks either. A policy: fork ('' is SVPO), round (None: the last), method."""
 
-        return scores
+        def scores(policy: Policy, seed: int) -> Scores | None:
+            found = run(policy[0], seed)
+            at = found.last if policy[1] is None else found.round(policy[1])
+            return at and at.methods.get(policy[2])
 
-    def method(decoder: str, k: int = 0) -> Callable[[int], Scores | None]:
-        def scores(seed: int) -> Scores | None:
-            run = out / f"seed-{seed}"
-            if k:
-                return sampled(run, last_round(run), decoder, k)
-            return single_scores(rows(run, last_round(run), decoder))
+        pairs = [(a, b) for s in seeds if (a := scores(one, s)) is not None and (b := scores(two, s)) is not None]
+        return difference(pairs) if len(pairs) == len(seeds) else None
 
-        return scores
-
+    start, first, last = ("", 0, "greedy"), ("", 1, "greedy"), ("", None, "greedy")
+    rft, solution_dpo = ("rft", None, "greedy"), ("solution_dpo", None, "greedy")
     table = {
-        "greedy, last round − start": paired(of("", 0), of("")),
-        "greedy, round 1 − start": paired(of("", 0), of("", 1)),
-        "RFT − start": paired(of("", 0), of("rft")),
-        "solution-level DPO − start": paired(of("", 0), of("solution_dpo")),
-        "SVPO round 1 − RFT": paired(of("rft"), of("", 1)),
-        "SVPO round 1 − solution-level DPO": paired(of("solution_dpo"), of("", 1)),
-        **{f"sbs({w}) − greedy": paired(of(""), method(f"sbs({w})")) for w in ("1,2", "1,4", "2,4", "4,4")},
-        **{f"sbs({w}) − sc@{k}": paired(method("sc", k), method(f"sbs({w})")) for w, k in (("1,2", 2), ("1,4", 4))},
+        "greedy, last round − start": paired(start, last),
+        "greedy, round 1 − start": paired(start, first),
+        "RFT − start": paired(start, rft),
+        "solution-level DPO − start": paired(start, solution_dpo),
+        "SVPO round 1 − RFT": paired(rft, first),
+        "SVPO round 1 − solution-level DPO": paired(solution_dpo, first),
+        **{f"sbs({w}) − greedy": paired(last, ("", None, f"sbs({w})")) for w in ("1,2", "1,4", "2,4", "4,4")},
+        **{
+            f"sbs({w}) − sc@{k}": paired(("", None, f"sc@{k}"), ("", None, f"sbs({w})"))
+            for w, k in (("1,2", 2), ("1,4", 4))
+        },
     }
     yield from ((name, found) for name, found in table.items() if found is not None)
 
@@ -122,12 +104,12 @@ def main() -> None:
         ]
         for job in jobs:
             job.result()
-    found: dict[str, Any] = {}
+    found: dict[str, Difference] = {}
     for name, mean in comparisons(options.out, options.seeds):
-        found[name] = mean.as_dict()
-        low, high = mean.interval
-        each = " ".join(f"{100 * d:+.1f}" for d in mean.per_seed)
-        print(f"{name:<36} {100 * mean.difference:+6.1f}  [{100 * low:+.1f}, {100 * high:+.1f}]  seeds: {each}")
+        found[name] = mean
+        low, high = mean["interval"]
+        each = " ".join(f"{100 * d:+.1f}" for d in mean["per_seed"])
+        print(f"{name:<36} {100 * mean['difference']:+6.1f}  [{100 * low:+.1f}, {100 * high:+.1f}]  seeds: {each}")
     print(json.dumps({"name": "seeds", "recipe": options.recipe, "seeds": options.seeds, "differences": found}))
 
 

@@ -25,7 +25,7 @@ import transformers as hf
 from treepref import cli, progress
 from treepref import store as store_module
 from treepref.errors import DataError, ModelError, RecipeError, StoreError
-from treepref.loops import svpo
+from treepref.loops.run import run as run_recipe
 from treepref.models.policy import Policy, load_tokenizer, save_policy
 from treepref.models.tiny import build_tiny_model, build_tiny_tokenizer
 from treepref.models.value_head import ValueHead
@@ -79,7 +79,7 @@ def write_recipe(model: Path | str, rounds: int = 0) -> None:
 
 def run(*overrides: str) -> dict:
     """Run sums.yaml in RUN, or go on; the results."""
-    svpo.run(load_recipe("sums.yaml", overrides), RUN)
+    run_recipe(load_recipe("sums.yaml", overrides), RUN)
     return json.loads((RUN / "results.json").read_text())
 
 

@@ -17,7 +17,7 @@ from treepref import cli
 from treepref.errors import RecipeError, TreeprefError
 
 STAGES = ["sft", "search", "pairs", "train", "eval", "report"]
-COMMANDS = ["run", *STAGES, "estimate", "digest", "export", "import-gguf", "recipes"]
+COMMANDS = ["run", *STAGES, "estimate", "compare", "digest", "export", "import-gguf", "recipes"]
 ENV = os.environ | {"COLUMNS": "200", "NO_COLOR": "1", "OMP_NUM_THREADS": "1", "TERM": "dumb"}
 
 
@@ -111,11 +111,11 @@ def loop(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     import types
 
     calls: list[tuple] = []
-    stand_in = types.ModuleType("treepref.loops.svpo")
+    stand_in = types.ModuleType("treepref.loops.run")
     stand_in.run = lambda loaded, out: calls.append((loaded.recipe.name, loaded.recipe.rounds, out))
     stand_in.run_stage = lambda out, stage, round: calls.append((out, stage, round))
-    monkeypatch.setitem(sys.modules, "treepref.loops.svpo", stand_in)
-    monkeypatch.setattr("treepref.loops.svpo", stand_in, raising=False)
+    monkeypatch.setitem(sys.modules, "treepref.loops.run", stand_in)
+    monkeypatch.setattr("treepref.loops.run", stand_in, raising=False)
     return calls
 
 
@@ -149,8 +149,8 @@ def test_ctrl_c_stops_with_130_and_says_how_to_go_on(tmp_path: Path) -> None:
     code = (
         "import sys, time, types; from treepref import cli\n"
         "def run(loaded, out): print('going', flush=True); time.sleep(30)\n"
-        "stand_in = types.ModuleType('svpo'); stand_in.run = run\n"
-        "import treepref.loops; treepref.loops.svpo = sys.modules['treepref.loops.svpo'] = stand_in\n"
+        "stand_in = types.ModuleType('run'); stand_in.run = run\n"
+        "import treepref.loops; treepref.loops.run = sys.modules['treepref.loops.run'] = stand_in\n"
         "sys.argv = ['treepref', 'run', 'quickstart']; cli.main()"
     )
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

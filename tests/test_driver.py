@@ -17,7 +17,8 @@ from treepref.search.mcts import Mcts
 from treepref.search.sampling import Sampling
 from treepref.search.tree import digest_tree
 from treepref.store import Store
-from treepref.types import Completion, Cost, Request, Result, Tree, new_tree
+from treepref.tools.base import Forced
+from treepref.types import Choice, Completion, Cost, Request, Result, Tree, new_tree
 
 WORLD = ScriptedEngine().world
 SEARCH = Mcts(simulations=8, children=3, max_depth=4, max_step_tokens=12, leaves_in_flight=3)
@@ -334,6 +335,86 @@ def test_entries_of_another_prompt_seed_or_setting_are_not_replayed(tmp_path: Pa
             )
             done, report = run(jobs, ScriptedEngine(), run_seed=seed, journal=store.journal("s", 0))
             assert done == fresh and report.replayed == 0
+
+
+QUESTION = Choice((2, 3), ((2,), (3,)))
+
+
+class Asking:
+    """A search that puts a choice after every sample, has continuations scored, and keeps what it hears."""
+
+    def __init__(self, question: Choice = QUESTION, given: tuple[tuple[int, ...], ...] = ((4, 5, 1), (4, 0))) -> None:
+        self.question, self.given = question, given
+        self.heard: list[tuple[Completion, ...]] = []
+
+    def ask(self, tree: Tree) -> list[Expansion]:
+        return [replace(e, choice=self.question, given=self.given) for e in SEARCH.ask(tree)]
+
+    def tell(self, tree, expansion, completions, rewards, prefix_value) -> None:
+        self.heard.append(tuple(completions))
+        SEARCH.tell(tree, expansion, completions, rewards, prefix_value)
+
+    def done(self, tree: Tree) -> bool:
+        return SEARCH.done(tree)
+
+
+class TwoTwos:
+    """A tool: after a sampled 3 come two 2s."""
+
+    def begin(self, written):
+        return self
+
+    open = busy = False
+
+    def feed(self, token: int) -> Forced | None:
+        return Forced((2, 2)) if token == 3 else None
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("polls", [0, 4, 13])
+def test_choices_given_and_forced_tokens_survive_a_crash(tmp_path: Path, polls: int) -> None:
+    def jobs(search: Asking) -> list[Job]:
+        return [replace(job, tool="twos") for job in make_jobs(5, search)]
+
+    whole, first, second = Asking(), Asking(), Asking()
+    tools = {"twos": TwoTwos()}
+    wanted, report = run(jobs(whole), ScriptedEngine(tools=tools), trees_in_flight=1)
+    told = [c for completions in whole.heard for c in completions]
+    assert any(c.choice_probs for c in told) and any(c.forced and any(c.forced) for c in told)
+    assert report.tokens == sum(
+        len(c.tokens) - sum(c.forced or ()) for completions in whole.heard for c in completions[:-2]
+    )
+    for completions in whole.heard:
+        assert [c.tokens for c in completions[-2:]] == [(4, 5, 1), (4, 0)]
+        assert [c.finish for c in completions[-2:]] == ["step", "eos"]
+    with Store(tmp_path / "run") as store, pytest.raises(ConnectionError):
+        run(jobs(first), Watched(tools=tools, batch=2, polls=polls), journal=store.journal("s", 0))
+    with Store(tmp_path / "run") as store:
+        kept = store.count_journal("s")
+        done, again = run(jobs(second), ScriptedEngine(tools=tools), journal=store.journal("s", 0))
+    assert again.replayed == kept and done == wanted
+    assert sorted(map(repr, second.heard)) == sorted(map(repr, whole.heard)), "floats and masks came back as they were"
+
+
+def test_another_choice_continuation_or_tool_is_not_replayed(tmp_path: Path) -> None:
+    tools = {"twos": TwoTwos()}
+    with Store(tmp_path / "run") as store:
+        run(make_jobs(2, Asking()), ScriptedEngine(), journal=store.journal("s", 0))
+        others = [
+            make_jobs(2),
+            make_jobs(2, Asking(question=replace(QUESTION, after_eos=(4,)))),
+            make_jobs(2, Asking(given=((4, 5, 1),))),
+            [replace(job, tool="twos") for job in make_jobs(2, Asking())],
+        ]
+        for jobs in others:
+            watched = Watched(tools=tools, polls=0)
+            with pytest.raises(ConnectionError):
+                run(jobs, watched, journal=store.journal("s", 0))
+            assert len(watched.sent) == 2, "the roots of both trees are asked anew"
+            assert {(r.prompt_tokens, r.tool) for r in watched.sent} == {(3, jobs[0].tool)}
+        _, same = run(make_jobs(2, Asking()), ScriptedEngine(), journal=store.journal("s", 0))
+        assert same.replayed == same.expansions
 
 
 def test_stop_sends_nothing_more_and_everything_resumes(tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def test_a_script_of_ones_own():
     (result,) = generate(engine, [ask(prefix=(5, 5, 5), n=2, want_value=True)])
     assert [c.tokens for c in result.completions] == [(3, 0), (3, 1)]
     assert result.prefix_value == -0.5 and result.completions[0].value == 0.5
-    assert (engine.cost.prefill_tokens, engine.cost.generated_tokens) == (3, 2)  # forced tokens are not generated
+    assert (engine.cost.prefill_tokens, engine.cost.generated_tokens) == (3 + 2, 2)  # forced tokens are not generated
     valueless = ScriptedEngine(script)
     (result,) = generate(valueless, [ask(want_value=True)])
     assert result.prefix_value is None

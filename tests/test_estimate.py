@@ -14,18 +14,8 @@ from rich.console import Console
 from treepref.budget import Budget, budget_tokens
 from treepref.config import BudgetConfig, Recipe
 from treepref.errors import BudgetError, ModelError
-from treepref.estimate import (
-    Assumptions,
-    ModelInfo,
-    Rates,
-    duration,
-    estimate,
-    measure_rates,
-    measured_assumptions,
-    model_info,
-    render,
-    short,
-)
+from treepref.estimate import Assumptions, duration, estimate, measured_assumptions, render, short
+from treepref.sizing import ModelInfo, Rates, measure_rates, model_info
 from treepref.types import Cost
 
 INFO = ModelInfo(params=1000, kv_bytes_per_token=64, hidden=8, vocab=16, layers=2)
@@ -81,6 +71,71 @@ def test_warm_up_and_training_tokens() -> None:
     assert lora.expected.flops == 4 * 1000 * 1320
 
 
+# 10 training and 20 labelled problems; solutions of 3 steps × 4 = 12 tokens, at most 4 × 8
+SMALL_TREE = {"simulations": 5, "children": 3, "root_children": 6, "max_depth": 4, "max_step_tokens": 8}
+
+
+def test_simulations_that_run_to_the_end_expand_a_node_a_step() -> None:
+    found = stages(recipe(method="mcts_dpo", search=SMALL_TREE, train={"objective": "cdpo"}))
+    assert list(found) == ["round 0 eval", "round 1 search", "round 1 train", "round 1 eval"]
+    search = found["round 1 search"]
+    most = 6 + 5 * 3 * 3  # the root's steps; below it depths 1 to 3, each simulation a node at each
+    assert search.upper.generated_tokens == 10 * most * 8
+    assert search.upper.prefill_tokens == 10 * (1 + 5 * 3) * (10 + 4 * 8)
+    drawn = 10 * (6 + 0.5 * 5 * 2 * 3)  # half the simulations, solutions of 3 steps
+    assert search.expected.generated_tokens == drawn * 4
+    assert search.expected.prefill_tokens == 10 * 10
+    assert search.expected.scored_tokens == search.upper.scored_tokens == 0
+    assert found["round 1 train"].upper.training_tokens == 10 * (10 + most * 8)
+    assert found["round 1 eval"].expected.generated_tokens == 5 * 5 * 12  # no values, so no beam search
+    asked = stages(recipe(method="mcts_dpo", search=SMALL_TREE | {"self_evaluation": {}}))["round 1 search"]
+    assert (asked.expected.scored_tokens, asked.upper.scored_tokens) == (drawn * 60, 10 * most * 60)
+    narrow = stages(recipe(method="mcts_dpo", search=SMALL_TREE | {"root_children": None}))["round 1 search"]
+    assert narrow.upper.generated_tokens == 10 * (most - 3) * 8
+
+
+def test_online_training_passes_once_and_leaves_its_reference_behind() -> None:
+    sections: dict = {"method": "mcts_dpo", "search": SMALL_TREE}
+    passes = {"objective": "cdpo", "epochs": 7}
+    train = stages(recipe(**sections, train=passes | {"reference": "previous"}))["round 1 train"]
+    assert train.expected.training_tokens == 10 * 0.25 * (10 + (2 * 8 + 3) * 4)
+    assert train.expected.scored_tokens == 0
+    initial = passes | {"reference": "initial"}
+    online = stages(recipe(**sections, train=initial))["round 1 train"]
+    assert online.expected.scored_tokens == online.expected.training_tokens
+    offline = stages(recipe(**sections, train=initial, online={"enabled": False}))["round 1 train"]
+    assert offline.expected.scored_tokens == 0
+
+
+def test_self_training_samples_prefers_labels_and_retrains() -> None:
+    config = {"dpo_samples": 5, "label_samples": 4, "max_tokens": 20, "pairs_per_problem": 3}
+    sections: dict = {"method": "dpo_st", "rounds": 2, "warmup": {"epochs": 2}, "train": {"objective": "dpo"}}
+    found = stages(recipe(**sections, self_training=config))
+    names = ("search", "dpo", "labels", "train", "eval")
+    assert list(found) == ["warm-up", "round 0 eval", *(f"round {k} {name}" for k in (1, 2) for name in names)]
+    first, second = found["round 1 search"], found["round 2 search"]
+    assert first.expected.generated_tokens == 30 * 5 * 12 and first.upper.generated_tokens == 30 * 5 * 20
+    assert first.expected.prefill_tokens == 30 * 10 and first.expected.cached_tokens == 30 * 4 * 10
+    assert first.expected.scored_tokens == 20 * 12  # gold rationales
+    assert second.expected.scored_tokens == 20 * 12 + 30 * 5 * 12  # and the first round's samples
+    dpo = found["round 2 dpo"]
+    assert dpo.expected.training_tokens == 30 * 0.25 * (10 + 6 * 12)
+    assert dpo.upper.training_tokens == 30 * (10 + 6 * 20)
+    assert found["round 1 labels"].expected.generated_tokens == 30 * 4 * 12
+    assert found["round 2 train"].expected.training_tokens == 2 * (20 + 0.5 * 30 * 4 * 2) * (10 + 12)
+    assert found["round 2 train"].upper.training_tokens == 2 * (20 * (10 + 32) + 240 * (10 + 20))
+    assert found["round 2 eval"].expected.scored_tokens == 0  # no value head in this method
+
+    text = " ".join(ASSUMED.lines(recipe(**sections)))
+    assert "50% of the samples become pseudo-labels" in text and "simulations are spent" not in text
+
+    plain = stages(recipe(**sections, self_training=config | {"dpo": False}))
+    assert not any(name.endswith(("search", "dpo")) for name in plain) and "round 2 labels" in plain
+    assert list(stages(recipe(**sections, self_training=config | {"pseudo_labels": False}))) == [
+        "warm-up", "round 0 eval"
+    ]  # fmt: skip
+
+
 def test_a_reference_that_is_not_the_sampler_is_scored() -> None:
     found = stages(recipe(rounds=2, train={"reference": "initial"}))
     assert found["round 1 train"].expected.scored_tokens == 0
@@ -129,9 +184,13 @@ def test_seconds_are_bound_by_compute_memory_or_overhead() -> None:
     evaluate=st.sampled_from(["value", "rollout"]),
     reference=st.sampled_from(["initial", "previous"]),
     mcts=st.booleans(),
+    method=st.sampled_from(["svpo", "mcts_dpo", "dpo_st"]),
 )
-def test_the_upper_bound_is_never_below_the_expected(simulations, depth, rounds, objective, evaluate, reference, mcts):
+def test_the_upper_bound_is_never_below_the_expected(
+    simulations, depth, rounds, objective, evaluate, reference, mcts, method
+):
     r = recipe(
+        method=method,
         rounds=rounds,
         warmup={"epochs": 1},
         search={"simulations": simulations, "max_depth": depth, "max_step_tokens": 40, "evaluate": evaluate},
@@ -226,6 +285,13 @@ def test_lengths_are_measured_on_the_tasks_own_problems(tmp_path: Path, lettered
     without = measured_assumptions(own_problems(tmp_path, lettered_model, rationale=False), problems=8)
     assert (without.prompt_tokens, without.step_tokens, without.steps) == (6, 4, 2.5)
     assert "steps half as long" in without.origin
+
+
+def test_the_question_about_a_step_is_measured(tmp_path: Path, lettered_model: str) -> None:
+    r = own_problems(tmp_path, lettered_model, rationale=False).model_copy(
+        update={"search": recipe(search={"self_evaluation": {"question": "Right? (", "example": "abc"}}).search}
+    )
+    assert measured_assumptions(r, problems=8).question_tokens == len("abcRight? (")
 
 
 def test_what_cannot_be_measured_is_assumed_and_said(tmp_path: Path, lettered_model: str) -> None:

@@ -355,7 +355,7 @@ def test_results_document_is_strict_json():
     greedy, samples, beams = round_rows()
     rounds = [round_summary(greedy, samples, beams, None, None)]
     document = results_document({"name": "t", "widths": ((2, 4),)}, 3, rounds, Cost(generated_tokens=5))
-    assert list(document) == ["schema", "recipe", "seed", "rounds", "cost"]
+    assert list(document) == ["schema", "recipe", "seed", "rounds", "cost", "cost_by_kind"]
     assert document["schema"] == 1 and document["seed"] == 3
     assert document["cost"]["generated_tokens"] == 5
     assert json.loads(json.dumps(document)) == document

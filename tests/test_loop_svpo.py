@@ -17,7 +17,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from treepref.errors import BudgetError, RecipeError, StoreError, TooFewPairs
-from treepref.loops import svpo
+from treepref.loops.run import run as run_recipe
+from treepref.models.policy import BUILTIN
 from treepref.recipe_io import load_recipe
 from treepref.store import Store
 
@@ -29,7 +30,7 @@ SMALL = [
 
 
 def run(out: Path, *more: str) -> dict:
-    svpo.run(load_recipe("quickstart", [*SMALL, *more]), out)
+    run_recipe(load_recipe("quickstart", [*SMALL, *more]), out)
     return json.loads((out / "results.json").read_text())
 
 
@@ -74,7 +75,7 @@ def test_the_round_folder_loads_in_plain_transformers(finished: Path) -> None:
     ids = tokenizer("State the final answer to the following arithmetic problem: 4 + 3 =\n", return_tensors="pt")
     assert torch.isfinite(model(**ids).logits).all()
     assert (folder / "value_head.safetensors").is_file()
-    base = AutoModelForCausalLM.from_pretrained(Path(svpo.__file__).parents[1] / "data" / "tiny_base")
+    base = AutoModelForCausalLM.from_pretrained(BUILTIN["builtin:tiny-base"])
     assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), base.parameters(), strict=True))
 
 

@@ -34,7 +34,6 @@ from treepref.models.policy import (
     UNBOUNDED,
     Policy,
     clone_policy,
-    eos_ids,
     load_policy,
     load_tokenizer,
     merged_state_dict,
@@ -128,7 +127,7 @@ def test_numbers_of_the_tiny_llama() -> None:
     assert policy.flops_per_token == 2 * policy.n_parameters
     assert (policy.hidden_size, policy.max_context, policy.dtype) == (16, 64, torch.float32)
     assert policy.device.type == "cpu"
-    assert policy.eos_ids == eos_ids(policy) == {1} and policy.eos_id == 1
+    assert policy.eos_ids == {1} and policy.eos_id == 1
 
 
 def test_numbers_of_gpt2(tmp_path: Path) -> None:

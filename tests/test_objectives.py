@@ -14,6 +14,7 @@ from treepref.objectives import (
     Counts,
     LossBatch,
     cdpo,
+    cdpo_mean,
     dpo,
     health,
     ipo,
@@ -87,6 +88,14 @@ def test_cdpo_by_hand(batch: LossBatch) -> None:
     assert cdpo(batch, C)["preference"].sum.item() == pytest.approx(0.566154 + 2 * 0.403186, abs=1e-6)
 
 
+def test_cdpo_mean_by_hand(batch: LossBatch) -> None:
+    # lengths that count: winners 3 and 2 tokens, loser 2. h = 1.0/3 + 0.4 = 0.733333; 0.6/2 + 0.4 = 0.7
+    # pair 0, α = 1/4, βh = 0.366667: 0.75 · log(1 + e^−0.366667) + 0.25 · log(1 + e^0.366667)
+    #       = 0.75 · 0.526526 + 0.25 · 0.893193 = 0.618193
+    # pair 1, α = 0, βh = 0.35: log(1 + e^−0.35) = 0.533382, weight 2
+    assert cdpo_mean(batch, C)["preference"].sum.item() == pytest.approx(0.618193 + 2 * 0.533382, abs=1e-6)
+
+
 def test_ipo_by_hand(batch: LossBatch) -> None:
     # 1/(2β) = 1; (1.8 − 1)² + 2·(1.4 − 1)² = 0.64 + 0.32 = 0.96
     assert ipo(batch, C)["preference"].sum.item() == pytest.approx(0.96)
@@ -137,7 +146,7 @@ def test_a_tie_counts_half(batch: LossBatch) -> None:
     assert found["reward_accuracy"][0].item() == found["value_rank_accuracy"][0].item() == 1.0  # of 2 pairs
 
 
-@pytest.mark.parametrize("name", ["dpo", "cdpo", "ipo", "ipo_mean", "svpo"])
+@pytest.mark.parametrize("name", ["dpo", "cdpo", "cdpo_mean", "ipo", "ipo_mean", "svpo"])
 def test_reference_equal_to_policy_gives_the_untrained_loss(name: str, batch: LossBatch) -> None:
     terms = OBJECTIVES[name](replace(batch, ref_T=batch.logp_T.clone()), C)
     expected = untrained_preference_loss(name, C)

@@ -15,6 +15,7 @@ from treepref.preferences import (
     mixed,
     sibling_pairs,
     solution_pairs,
+    trace_pairs,
     value_targets,
     visit_smoothing,
 )
@@ -262,3 +263,76 @@ def test_whole_solutions_pair_at_the_root(world):
     right = sum(ch.reward == 1.0 for ch in tree.root.children)
     assert len(pairs) == right * (len(tree.root.children) - right)
     assert {p.id for p in pairs} == {p.id for p in sibling_pairs(tree, LOOSE)}
+
+
+# ------------------------------------------------------------------------------------------------ the selected trace
+
+
+TRACE = PairConfig(min_gap=0.0, max_per_tree=100, winner_reaches_answer=False, rule="trace")
+
+
+def traced():
+    """Root: 1 (N 4, Q .2), 2 (N 4, Q .5: the trace, for its Q), 3 (N 2, Q .9), 4 (N 0).
+
+    Below 2: 5 (N 3, Q 1/3) and 6 (right). Below 5: 7 (N 2, right), 8 (wrong), 9 (cut). Below 1: 10, 11, off the trace.
+    """
+    return tree_of(
+        (0, 4, 0.2, "step", None),
+        (0, 4, 0.5, "step", None),
+        (0, 2, 0.9, "step", None),
+        (0, 0, 0.0, "step", None),
+        (2, 3, 1 / 3, "step", None),
+        (2, 1, 1.0, "eos", 1.0),
+        (5, 2, 1.0, "eos", 1.0),
+        (5, 1, -1.0, "eos", -1.0),
+        (5, 1, -1.0, "length", -1.0),
+        (1, 1, 1.0, "eos", 1.0),
+        (1, 1, -1.0, "eos", -1.0),
+    )
+
+
+def test_trace_pairs_by_hand():
+    assert names(trace_pairs(traced(), TRACE)) == [((3,), (1,)), ((6,), (5,)), ((7,), (8,))]
+    (first, *_) = trace_pairs(traced(), TRACE)
+    assert (first.q_winner, first.q_loser, first.visits_winner, first.visits_loser) == (0.9, 0.2, 2, 4)
+
+
+def test_trace_pairs_keep_to_their_filters():
+    def found(**changes):
+        return names(trace_pairs(traced(), TRACE.model_copy(update=changes)))
+
+    assert found(min_visits=2) == [((3,), (1,))], "below 2 and 5 one sibling alone has two visits"
+    assert found(min_gap=1.0) == [((7,), (8,))]
+    assert found(max_per_tree=2) == [((3,), (1,)), ((7,), (8,))], "the widest gaps"
+    assert found(winner_reaches_answer=True) == [((6,), (5,)), ((7,), (8,))], "nothing right was found below 3"
+    assert found(max_tokens=0) == []
+
+
+def test_a_failed_step_wins_no_trace_pair_and_equal_q_makes_none():
+    cut_wins = tree_of((0, 1, -0.5, "length", -1.0), (0, 2, -1.0, "step", None))
+    assert trace_pairs(cut_wins, TRACE) == []
+    assert trace_pairs(tree_of((0, 1, 1.0, "eos", 1.0), (0, 1, 1.0, "eos", 1.0)), TRACE) == []
+    assert trace_pairs(tree_of((0, 1, 1.0, "eos", 1.0), (0, 0, 0.0, "step", None)), TRACE) == [], "no visit, no loser"
+
+
+@settings(max_examples=60, deadline=None)
+@given(worlds, searches)
+def test_trace_pairs_of_searched_trees(world, search):
+    tree = played(search, world)
+    pairs = trace_pairs(tree, TRACE)
+    depths = [tree.nodes[p.winner[0]].depth for p in pairs]
+    assert depths == sorted(set(depths)), "one pair a depth"
+    for p in pairs:
+        w, lo = tree.nodes[p.winner[0]], tree.nodes[p.loser[0]]
+        q = [n.q for n in w.parent.children if n.visits]
+        assert w.parent is lo.parent and w.q == max(q) and lo.q == min(q) and lo.visits >= 1
+        assert w.parent.parent is None or w.parent.visits == max(n.visits for n in w.parent.parent.children)
+
+
+def test_longer_sides_than_max_tokens_make_no_pair():
+    tree, loose = example(), LOOSE.model_copy(update={"max_tokens": 1})
+    assert names(sibling_pairs(tree, loose)) == names(sibling_pairs(tree, LOOSE))
+    assert sibling_pairs(tree, LOOSE.model_copy(update={"max_tokens": 0})) == []
+    wide = names(solution_pairs(tree, LOOSE))
+    short = names(solution_pairs(tree, loose))
+    assert short == [sides for sides in wide if all(len(side) == 1 for side in sides)] and 0 < len(short) < len(wide)

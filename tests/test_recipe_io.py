@@ -280,6 +280,17 @@ def test_an_override_mends_what_the_file_has_wrong(tmp_path: Path) -> None:
     assert (loaded.recipe.rounds, loaded.recipe.name, loaded.text) == (3, "r", "rounds: two\n")
 
 
+def test_overrides_merge_sections_and_replace_a_tasks_parameters(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text("train: {lr: 1e-4, beta: 0.2}\ntask: {name: chain_sum, params: {min_terms: 2, max_terms: 9}}\n")
+    assert load_recipe(file, ["task.params={min_terms: 5}"]).recipe.task.params == {"min_terms": 5}
+    task = load_recipe(file, ["task={slips: 0.1, params: {min_terms: 5}}"]).recipe.task
+    assert (task.name, task.slips, task.params) == ("chain_sum", 0.1, {"min_terms": 5})
+    assert load_recipe(file, ["task.params.min_terms=5"]).recipe.task.params == {"min_terms": 5, "max_terms": 9}
+    train = load_recipe(file, ["train={lr: 1e-3}"]).recipe.train
+    assert (train.lr, train.beta) == (1e-3, 0.2)
+
+
 def test_extends_merges_sections_and_keeps_lines(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text(
         "extends: quickstart\nname: base\ntrain:\n  lr: 1e-4\ntask: {name: countdown, params: {a: 1}}\n"

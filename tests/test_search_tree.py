@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from test_search_mcts import PROMPT, played, searches, worlds
+from treepref.errors import ModelError
 from treepref.search.base import Expansion, solution_tokens
 from treepref.search.rules import mean_logprob_prior
 from treepref.search.tree import (
@@ -65,6 +66,35 @@ def test_grow_sorts_finished_cut_and_open_children():
     assert seen == [(True, 1.0, True), (True, -1.0, True), (False, None, False), (True, -1.0, True)]
     assert tree.failed == 4  # one cut, one refused, two that never came
     assert tree.root.expanded and not tree.root.exhausted
+
+
+def test_given_continuations_are_children_without_samples_and_confidence_comes_from_the_completion():
+    tree = new_tree("k", "p", PROMPT)
+    expansion = Expansion(tree.root, n=2, temperature=1.0, max_tokens=9, given=((2, 1), (4, 0)))
+    completions = [
+        sample(2, 1, choice_probs=(0.6, 0.2)),
+        sample(3, 1),
+        sample(2, 1, choice_probs=(0.9, 0.1)),  # given, and sampled too: one child, its sample counts
+        sample(4, 0, finish="eos", choice_probs=(0.1, 0.3)),
+    ]
+
+    def confidence(completion: Completion) -> float | None:
+        return completion.choice_probs and completion.choice_probs[0]
+
+    rewards = [None, None, None, 1.0]
+    made = grow(tree, expansion, completions, rewards, mean_logprob_prior, lambda n: True, confidence)
+    assert [n.index for n in made] == [1, 2, 1, 3]
+    assert [(n.samples, n.confidence) for n in tree.root.children] == [(1, 0.6), (1, None), (0, 0.1)]
+    assert tree.failed == 0 and tree.nodes[3].reward == 1.0
+    other = new_tree("k", "p", PROMPT)
+    expansion = Expansion(other.root, n=2, temperature=1.0, max_tokens=9, given=((2, 1),))
+    with pytest.raises(ValueError, match="4 completions for 3"):
+        grow(other, expansion, completions, rewards, mean_logprob_prior, lambda n: True)
+    with pytest.raises(ModelError, match="no probabilities"):
+        bad = [sample(2, 1, choice_probs=(math.nan, 0.1))]
+        grow(other, expansion, bad, [None], mean_logprob_prior, lambda n: True)
+    grow(other, expansion, completions[1:3], [None, None], mean_logprob_prior, lambda n: True)
+    assert other.failed == 1
 
 
 def test_a_merged_solution_keeps_its_reward_when_it_was_judged_once():
@@ -168,8 +198,13 @@ def test_snapshot_keeps_optional_columns_node_by_node():
         sample(4, 4, 0, finish="eos"),
     ]
     add_children(tree, tree.root, completions, mean_logprob_prior)
-    restored = tree_from_arrays(tree_to_arrays(tree))
+    tree.nodes[3].confidence = 0.25
+    arrays = tree_to_arrays(tree)
+    restored = tree_from_arrays(arrays)
     assert_equal_trees(restored, tree)
+    assert [n.confidence for n in restored.nodes] == [None, None, None, 0.25]
+    tree.nodes[3].confidence = None
+    assert "confidence" not in tree_to_arrays(tree), "trees without it are stored as they always were"
     assert restored.nodes[1].forced == (False, True) and restored.nodes[2].behaviour == (-0.1, -0.2)
 
 

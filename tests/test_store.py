@@ -74,6 +74,7 @@ def completions(draw) -> Completion:
         draw(st.none() | row(st.booleans())),
         draw(st.none() | floats),
         draw(st.integers(0, 2**40)),
+        draw(st.none() | st.lists(floats, max_size=3).map(tuple)),
     )
 
 

@@ -121,6 +121,29 @@ def test_gsm8k_and_math_from_a_folder(data_dir):
     assert load_splits(cfg, 0) == loaded
 
 
+def test_a_calculators_model_sees_annotations_unless_told_otherwise(tmp_path):
+    texts = [f"She has {i}/2 = <<{i}/2=24>>24 left.\n#### 24" for i in range(9)]
+    write(tmp_path / "train.jsonl", [{"question": f"q{i}", "answer": text} for i, text in enumerate(texts)])
+    cfg = TaskConfig(
+        kind="gsm8k", path=str(tmp_path), train_split="train", eval_split="train",
+        splits=SplitConfig(labelled=4, train=2, eval=2),
+    )  # fmt: skip
+    for tool, params, kept in (
+        (None, {}, False), ("calculator", {}, True), ("python", {}, False),
+        ("calculator", {"keep_annotations": False}, False), (None, {"keep_annotations": True}, True),
+    ):  # fmt: skip
+        given = cfg.model_copy(update={"tool": tool, "params": params})
+        task, labelled = load_task(given), load_splits(given, 0).labelled
+        with task.checker() as checker:
+            for problem in labelled:
+                text = task.solution_text(problem, Random(0))
+                assert ("<<" in text) == kept
+                assert checker.check(text, problem).answer == "24"
+                assert checker.check(text.replace("#### 24", "#### <<48/2=24>>24"), problem).correct
+                assert checker.check(text.replace("#### 24", "The answer is <<48/2=24>>24 coins."), problem).correct
+                assert not checker.check(text.replace("#### 24", "#### <<48/2=24>>25"), problem).correct
+
+
 def test_too_few_rows_are_all_used_and_noted(data_dir):
     cfg = TaskConfig(kind="gsm8k", path=str(data_dir / "gsm8k"), splits=SplitConfig(train=9, eval=5000))
     loaded = load_splits(cfg, 0)

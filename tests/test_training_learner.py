@@ -19,11 +19,12 @@ from treepref.config import TrainConfig, WarmupConfig
 from treepref.errors import DataError, ModelError, StoreError
 from treepref.objectives import OBJECTIVES, Coefficients, Counts, LossBatch, total
 from treepref.training.checkpoints import clear_checkpoints
-from treepref.training.examples import Example, attach_reference, example_from_solution
+from treepref.training.examples import Example, ExampleNode, ExamplePair, attach_reference, example_from_solution
 from treepref.training.forward import loss_batch, model_scorer
-from treepref.training.learner import Learner, LearnerSettings, lr_factor, plan_steps
+from treepref.training.learner import Learner, LearnerSettings
 from treepref.training.packing import flatten
 from treepref.training.probe import wholly_float64
+from treepref.training.schedule import lr_factor, plan_steps
 
 EXACT: dict[str, Any] = {"lr": 0.0, "clip": 1e30}
 """Settings under which a step leaves its plain gradient in the parameters and the weights alone."""
@@ -195,7 +196,7 @@ def test_a_checkpoint_that_cannot_be_written_is_a_clear_error(tmp_path: Path) ->
         )
 
 
-@pytest.mark.parametrize("objective", ["dpo", "cdpo", "ipo", "ipo_mean", "svpo"])
+@pytest.mark.parametrize("objective", ["dpo", "cdpo", "cdpo_mean", "ipo", "ipo_mean", "svpo"])
 def test_first_loss_with_the_policy_as_reference(objective: str) -> None:
     model = tiny_llama()
     examples = random_examples(6, 8, reference=model)
@@ -270,6 +271,37 @@ def test_forced_tokens_carry_no_loss() -> None:
 
     assert loss_of(5, forced=True) == loss_of(6, forced=True)
     assert loss_of(5, forced=False) != loss_of(6, forced=False)
+
+
+@pytest.mark.parametrize("objective", ["dpo", "cdpo", "ipo"])
+def test_first_tokens_that_siblings_share_cancel(objective: str) -> None:
+    """h counts from where the sides differ: shared tokens in both siblings, or in a node above them, are one loss."""
+    rng = torch.Generator().manual_seed(0)
+
+    def node(tokens: tuple[int, ...], parent: int, refs: tuple[float, ...]) -> ExampleNode:
+        return ExampleNode(tokens, parent, ref=refs)
+
+    def refs(n: int) -> tuple[float, ...]:
+        return tuple((-4 * torch.rand(n, generator=rng)).tolist())
+
+    shared, won, lost = (5, 6), (7, 8, 9), (10,)
+    of_shared, of_won, of_lost = refs(2), refs(3), refs(1)
+    repeated = Example(
+        "x",
+        (1, 2, 3),
+        (node(shared + won, -1, of_shared + of_won), node(shared + lost, -1, of_shared + of_lost)),
+        (ExamplePair((0,), (1,), alpha=0.2),),
+    )
+    apart = Example(
+        "x",
+        (1, 2, 3),
+        (node(shared, -1, of_shared), node(won, 0, of_won), node(lost, 0, of_lost)),
+        (ExamplePair((1,), (2,), alpha=0.2),),
+    )
+    (one, metrics), (two, expected) = (gradient([e], objective=objective) for e in (repeated, apart))
+    assert metrics["loss"] == pytest.approx(expected["loss"], rel=1e-12)
+    assert relative(one, two) <= 1e-12
+    assert one.norm() > 0
 
 
 def test_dropout_is_off_and_modes_are_given_back() -> None:

@@ -14,7 +14,7 @@ from training_cases import random_example, random_examples, separate, tiny_llama
 from treepref.errors import DataError, ModelError
 from treepref.training.examples import Example, ExampleNode
 from treepref.training.forward import PackedModel, loss_batch, place, scatter_index, score
-from treepref.training.packing import attention_mask, check_context, collate, flatten, pack
+from treepref.training.packing import attention_mask, check_context, collate, flatten, pack, passes
 from treepref.training.probe import wholly_float64
 
 MODEL, VALUE_HEAD = tiny_llama(), tiny_value_head()
@@ -175,3 +175,21 @@ def test_attention_that_ignores_the_mask_is_refused() -> None:
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ModelError, match="flash_attention_2"):
         PackedModel(model)
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=30), st.integers(20, 100), st.integers(1, 4))
+def test_passes_hold_everything_once_in_rows_no_longer_than_the_longest_needs(
+    lengths: list[int], row_tokens: int, rows: int
+) -> None:
+    found = passes(lengths, row_tokens, rows)
+    assert sorted(i for some in found for row in some for i in row) == list(range(len(lengths)))
+    for some in found:
+        widths = [sum(lengths[i] for i in row) for row in some]
+        assert max(widths) <= max(lengths)
+        assert len(some) == 1 or len(some) * max(widths) <= row_tokens * rows, "the memory of a forward is bounded"
+
+
+def test_passes_by_hand() -> None:
+    # 60 tokens need a row of their own; of four items of 20, three share a row of 60: 2 forwards of 120 places each
+    assert passes([60, 20, 20, 20, 20], 120, 1) == [[[0], [1, 2, 3]], [[4]]]
+    assert passes([], 120, 1) == []

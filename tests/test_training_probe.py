@@ -19,8 +19,7 @@ from treepref.training.probe import probe_packing
         hf.GPTNeoXConfig(),
         hf.GPT2Config(),
         hf.MistralConfig(sliding_window=None),
-        hf.GraniteConfig(logits_scaling=8.0),
-        hf.CohereConfig(),
+        hf.GraniteConfig(logits_scaling=1.0),
     ],
     ids=lambda c: c.model_type,
 )
@@ -37,8 +36,10 @@ def test_models_that_pack_exactly(config: hf.PretrainedConfig) -> None:
         (hf.MistralConfig(sliding_window=4096), "window of 4096 tokens"),
         (hf.LlamaConfig(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}), "'dynamic'"),
         (hf.BloomConfig(hidden_size=32, n_head=2, n_layer=2), "does not run"),
+        (hf.GraniteConfig(logits_scaling=8.0), r"logits are not head\(hidden\)"),
+        (hf.CohereConfig(), r"logits are not head\(hidden\)"),
     ],
-    ids=["mamba", "window", "dynamic-rope", "alibi"],
+    ids=["mamba", "window", "dynamic-rope", "alibi", "scaled", "cohere"],
 )
 def test_models_that_do_not_are_refused_with_the_reason(config: hf.PretrainedConfig, reason: str) -> None:
     with pytest.raises(ModelError, match=reason):
@@ -54,7 +55,7 @@ def test_a_window_that_no_path_reaches_is_accepted() -> None:
 
 def test_what_the_probe_measures_is_what_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     # a window whose name the probe knows nothing of: only the comparison can find it out
-    monkeypatch.setattr("treepref.training.probe._window", lambda config: None)
+    monkeypatch.setattr("treepref.training.probe.attention_window", lambda config: None)
     with pytest.raises(ModelError, match="mix tokens"):
         probe_packing(hf.MistralConfig(sliding_window=4))
 

@@ -27,7 +27,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "training.forward": ("model_scorer",),
     "training.learner": ("Learner", "LearnerSettings"),
     "recipe_io": ("load_recipe",),
-    "loops.svpo": ("run",),
+    "loops.run": ("run",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -74,9 +74,9 @@ def run(
 
     loaded = load_recipe(recipe, overrides or [])
     _quieten(quiet)
-    from treepref.loops import svpo
+    from treepref.loops.run import run as run_recipe
 
-    svpo.run(loaded, out or Path("runs") / loaded.recipe.name)
+    run_recipe(loaded, out or Path("runs") / loaded.recipe.name)
 
 
 @app.command()
@@ -88,9 +88,10 @@ def estimate(recipe: RecipeArg, overrides: OverridesArg = None) -> None:
 
     loaded = load_recipe(recipe, overrides or []).recipe
     from treepref import estimate as cost
+    from treepref.sizing import measure_rates, model_info
 
-    info = cost.model_info(loaded.model.path, loaded.model.dtype)
-    rates = cost.measure_rates(loaded.model.device, loaded.model.dtype)
+    info = model_info(loaded.model.path, loaded.model.dtype)
+    rates = measure_rates(loaded.model.device, loaded.model.dtype)
     result = cost.estimate(loaded, model_info=info, rates=rates, assumptions=cost.measured_assumptions(loaded))
     console = Console(width=None if sys.stdout.isatty() else 110)
     console.print(cost.render(loaded, result, info))
@@ -142,10 +143,34 @@ def fork(
     """Run on from a copy of a run's first search, with other pairs or training: the same samples, learned from anew."""
     _quieten(quiet)
     from treepref.loops.fork import fork as copy_run
-    from treepref.loops.svpo import resume
+    from treepref.loops.run import resume
 
     copy_run(run_dir, out, overrides or [])
     resume(out)
+
+
+@app.command()
+def compare(
+    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN …", help="Run directories, of any method.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for compare.json and compare.html.")] = Path(
+        "runs/compare"
+    ),
+    baseline: Annotated[
+        str | None,
+        typer.Option("--baseline", metavar="RUN", help="The run that others are set against; default the first."),
+    ] = None,
+    group: Annotated[
+        bool, typer.Option("--group/--no-group", help="Join runs of one recipe that differ in their seed alone.")
+    ] = True,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as markdown.")] = False,
+) -> None:
+    """Set runs side by side: accuracy against tokens of training and of inference, with paired intervals."""
+    from rich.console import Console
+
+    from treepref.loops.compare import compare as compare_runs
+
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    compare_runs(run_dirs, out, baseline=baseline, group=group, markdown=markdown, console=console)
 
 
 @app.command()
@@ -207,9 +232,9 @@ def _stage(run_dir: Path, stage: str, round: int | None, quiet: bool) -> None:
             f"{run_dir}: there is no such run directory; `treepref run RECIPE --out {run_dir}` makes one"
         )
     _quieten(quiet)
-    from treepref.loops import svpo
+    from treepref.loops.run import run_stage
 
-    svpo.run_stage(run_dir, stage, round)
+    run_stage(run_dir, stage, round)
 
 
 def _quieten(quiet: bool) -> None:

@@ -117,22 +117,28 @@ def pack_expansion(
     arrays["value"], arrays["value_there"] = _optional([c.value for c in completions])
     arrays["reward"], arrays["reward_there"] = _optional(rewards)
     arrays["prefix"], arrays["prefix_there"] = _optional([prefix_value])
+    if any(c.choice_probs is not None for c in completions):
+        arrays["choice"], arrays["choice_n"] = _ragged([c.choice_probs for c in completions], "<f8")
     return pack(arrays)
 
 
 def unpack_expansion(blob: bytes) -> tuple[tuple[Completion, ...], tuple[float | None, ...], float | None]:
     """Completions, rewards and the prefix's value, as `pack_expansion` was given them."""
     a, _ = unpack(blob)
+    finishes = a["finish"].tolist()
     completions = tuple(
-        Completion(tokens or (), logprobs or (), _FINISHES[finish], behaviour, forced, value, version)  # type: ignore[arg-type]
-        for tokens, logprobs, finish, behaviour, forced, value, version in zip(
+        Completion(tokens or (), logprobs or (), _FINISHES[finish], behaviour, forced, value, version, choice)  # type: ignore[arg-type]
+        for tokens, logprobs, finish, behaviour, forced, value, version, choice in zip(
             _rows(a["tokens"], a["tokens_n"]),
             _rows(a["logprobs"], a["logprobs_n"]),
-            a["finish"].tolist(),
+            finishes,
             _rows(a["behaviour"], a["behaviour_n"]),
             _rows(a["forced"], a["forced_n"]),
             _optionals(a["value"], a["value_there"]),
             a["version"].tolist(),
+            _rows(a["choice"], a["choice_n"])
+            if "choice" in a
+            else [None] * len(finishes),  # absent where none was asked
             strict=True,
         )
     )

@@ -44,8 +44,8 @@ class SplitConfig(Section):
 
 class TaskConfig(Section):
     kind: Literal[
-        "reasoning_gym", "gsm8k", "math", "jsonl", "arc_easy", "arc_challenge", "openbookqa", "commonsense_qa", "sciq",
-        "aqua",
+        "reasoning_gym", "gsm8k", "math", "svamp", "jsonl", "arc_easy", "arc_challenge", "openbookqa", "commonsense_qa",
+        "sciq", "aqua",
     ] = "reasoning_gym"  # fmt: skip
     name: str = "chain_sum"
     """reasoning_gym: the task's name. Unused by the other kinds."""
@@ -84,6 +84,9 @@ class EngineConfig(Section):
     """Memory for the key-value cache of shared prefixes; the least recently used goes first."""
     batch_invariant: bool = False
     """One row and one token at a time: same result whatever the concurrency and however often killed. Slow."""
+    weights: Literal["float32", "bfloat16", "int8"] = "float32"
+    """What the engine multiplies with on a CPU. Below float32 it is faster, and its log-probs are those of another
+    policy by a little: training recomputes the reference's. Training itself never runs in it."""
     threads: int | None = Field(None, ge=1)
 
 

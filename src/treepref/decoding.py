@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from treepref.config import EvalConfig, SearchConfig
-from treepref.search.base import Search, solution_tokens
+from treepref.search.base import Search, path_nodes, solution_tokens
 from treepref.search.beam import StepBeam
 from treepref.search.mcts import Mcts
 from treepref.search.sampling import Sampling
@@ -43,6 +43,8 @@ class Answer:
     finish: str
     generated: int
     scored: int
+    forced: int = 0
+    """Tokens of it that a tool forced."""
 
 
 def decoders(
@@ -95,14 +97,14 @@ def answers(decoder: Decoder, tree: Tree) -> list[Answer | None]:
     """What a finished tree answers. Costs of a guided search are those of all its candidates."""
     nodes = decoder.answers(tree)
     if len(nodes) > 1 or decoder.name == "greedy":
-        return [None if n is None else _answer(n, len(n.tokens), int(n.value is not None)) for n in nodes]
+        return [None if n is None else _answer(n, _sampled(n), int(n.value is not None)) for n in nodes]
     generated, scored = tree_tokens(tree)
     return [None if node is None else _answer(node, generated, scored) for node in nodes]
 
 
 def tree_tokens(tree: Tree) -> tuple[int, int]:
-    """(generated, scored) tokens of all samples of a tree, repeated samples included."""
-    generated = sum(len(node.tokens) * node.samples for node in tree.nodes)
+    """(generated, scored) tokens of all samples of a tree, repeated samples included; forced ones are neither."""
+    generated = sum(_sampled(node) * node.samples for node in tree.nodes)
     scored = sum(node.samples for node in tree.nodes if node.value is not None and node.parent is not None)
     return generated, scored
 
@@ -115,7 +117,13 @@ def trees(
 
 
 def _answer(node: Node, generated: int, scored: int) -> Answer:
-    return Answer(solution_tokens(node), node.value, node.finish, generated, scored)
+    forced = sum(sum(n.forced or ()) for n in path_nodes(node))
+    return Answer(solution_tokens(node), node.value, node.finish, generated, scored, forced)
+
+
+def _sampled(node: Node) -> int:
+    """Its tokens that the policy sampled."""
+    return len(node.tokens) - sum(node.forced or ())
 
 
 def _only(tree: Tree) -> Node | None:

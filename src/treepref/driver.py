@@ -39,6 +39,8 @@ class Job:
     judge: Judge
     question_id: str = ""
     """Named in messages; empty takes the tree's problem id."""
+    tool: str | None = None
+    """Name of the tool that watches its samples (`treepref.tools`)."""
 
     def __post_init__(self) -> None:
         self.question_id = self.question_id or self.tree.problem_id
@@ -283,6 +285,10 @@ class _Drive:
             top_p=expansion.top_p,
             delimiter=expansion.delimiter,
             want_value=expansion.want_value,
+            choice=expansion.choice,
+            given=expansion.given,
+            tool=growing.job.tool,
+            prompt_tokens=len(tree.prompt),
         )
         asked.fingerprint = _fingerprint(asked.request)
         entry = growing.known.pop(path, None)
@@ -331,7 +337,8 @@ class _Drive:
         asked.completions, asked.prefix_value, asked.answered = result.completions, result.prefix_value, True
         asked.rewards = self.judge(asked, result.completions)
         self.report.samples += len(result.completions)
-        self.report.tokens += sum(len(c.tokens) for c in result.completions)
+        sampled = result.completions[: asked.expansion.n]
+        self.report.tokens += sum(len(c.tokens) - sum(c.forced or ()) for c in sampled)
         told = (asked.completions, asked.rewards, asked.prefix_value)
         return JournalEntry(job.tree.key, asked.path, asked.fingerprint, *told)
 
@@ -408,5 +415,8 @@ def _request_id(tree: Tree, path: str) -> str:
 def _fingerprint(request: Request) -> str:
     """Names what is asked to the letter: an entry that another prompt or other settings left is never replayed."""
     asked = (request.prefix, request.seeds, request.max_tokens, request.temperature, request.top_p)
-    text = repr((*asked, request.delimiter, request.want_value))
+    asked = (*asked, request.delimiter, request.want_value)
+    if request.choice is not None or request.given or request.tool is not None:
+        asked = (*asked, request.choice, request.given, request.tool, request.prompt_tokens)
+    text = repr(asked)
     return blake2b(text.encode(), digest_size=16).hexdigest()

@@ -9,22 +9,18 @@ probe of the machine and are rough: a factor of two either way.
 from __future__ import annotations
 
 import random
-import re
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from treepref.budget import GIGABYTE, budget_tokens
 from treepref.config import Recipe, TaskConfig
-from treepref.errors import ModelError, TreeprefError
+from treepref.errors import TreeprefError
+from treepref.sizing import ModelInfo, Rates
 from treepref.types import Cost
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 UTILISATION = 0.5
 """Share of the probe's matrix-multiplication rate that a whole model reaches (attention, norms, memory traffic)."""
@@ -34,37 +30,6 @@ ROW_SECONDS = 1e-5
 """Bookkeeping of one sampled token outside the model."""
 TOKEN_BYTES = 16
 """Disk of one stored token: id, log-prob, the sampler's log-prob, and its share of the index."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """Size of a model, from its config alone."""
-
-    params: int
-    """Weights, tied ones counted once."""
-    kv_bytes_per_token: int
-    hidden: int
-    vocab: int
-    layers: int = 1
-    bytes_per_param: int = 4
-    multiplied: int | None = None
-    """Weights that multiply each token: all but embeddings that are a mere look-up. None: `params`."""
-
-    @property
-    def active(self) -> int:
-        return self.params if self.multiplied is None else self.multiplied
-
-
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """Speed of a machine."""
-
-    flops: float
-    """FLOP/s of a large matrix multiplication in the model's dtype."""
-    bytes_per_second: float
-    """Memory bandwidth: every decoding pass reads all weights once."""
-    op_seconds: float
-    """Time to start one small tensor operation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +46,29 @@ class Assumptions:
     """Share of the allowed samples that are drawn and differ: trees run out of open leaves, siblings coincide."""
     useful: float = 0.5
     """Share of the problems whose tree holds right and wrong solutions, and so gives pairs."""
+    labels: float = 0.5
+    """dpo_st: share of the solutions sampled for pseudo-labels that are right, and differ."""
+    question_tokens: float = 60
+    """mcts_dpo: length of the self-evaluation question."""
 
-    def lines(self) -> list[str]:
+    @property
+    def solution(self) -> float:
+        """Tokens of a typical solution."""
+        return self.steps * self.step_tokens
+
+    def lines(self, recipe: Recipe) -> list[str]:
+        """The assumptions in words, those that the recipe's method rests on."""
+        own = f"{self.useful:.0%} of the problems give pairs"
+        if recipe.method == "dpo_st":
+            own += f", {self.labels:.0%} of the samples become pseudo-labels, every round is run"
+        else:
+            own = f"{self.simulated:.0%} of the simulations are spent, {own}"
+        if recipe.method == "mcts_dpo" and recipe.search.self_evaluation:
+            own += f", a question about a step has {self.question_tokens:.0f} tokens"
         return [
             f"a prompt has {self.prompt_tokens:.0f} tokens, a step {self.step_tokens:.0f}, a solution {self.steps:.1f} "
             f"steps ({self.origin})",
-            f"{self.simulated:.0%} of the simulations are spent, {self.useful:.0%} of the problems give pairs; "
-            "shared prefixes are computed once",
+            f"{own}; shared prefixes are computed once",
             "FLOPs: 2 a weight and token forward, 6 in training, 4 with LoRA (Kaplan et al. 2020, arXiv 2001.08361, "
             "section 2.1); attention is left out",
             "upper bound: every simulation spent, every step as long as allowed, no prefix ever reused",
@@ -140,10 +121,12 @@ def estimate(
         stages.append(StageEstimate("warm-up", *_warmup(recipe, assumed, spend)))
     stages.append(StageEstimate("round 0 eval", *_evaluation(recipe, assumed, spend, round=0)))
     for round in range(1, recipe.rounds + 1):
-        stages.append(StageEstimate(f"round {round} search", *_search(recipe, assumed, spend, round)))
-        stages.append(StageEstimate(f"round {round} train", *_training(recipe, assumed, spend, round)))
+        work = (_self_training if recipe.method == "dpo_st" else _learning)(recipe, assumed, spend, round)
+        if not work:  # dpo_st without pseudo-labels has no rounds
+            break
+        stages += [StageEstimate(f"round {round} {name}", *costs) for name, costs in work.items()]
         stages.append(StageEstimate(f"round {round} eval", *_evaluation(recipe, assumed, spend, round)))
-    searched = [stage for stage in stages if stage.name.endswith("search")]
+    searched = [stage for stage in stages if stage.name.endswith(("search", "labels"))]
     result = Estimate(
         stages,
         disk_expected=_disk(recipe, model_info, sum(s.expected.generated_tokens for s in searched)),
@@ -208,6 +191,16 @@ def _warmup(recipe: Recipe, assumed: Assumptions, spend: _Spender) -> tuple[Cost
     return expected, spend(trained=sequences * (assumed.prompt_tokens + longest))
 
 
+Costs = tuple[Cost, Cost]
+"""Expected cost, and upper bound."""
+
+
+def _learning(recipe: Recipe, assumed: Assumptions, spend: _Spender, round: int) -> dict[str, Costs]:
+    """A round of svpo or mcts_dpo: search and training, by turns or one after the other, cost the same."""
+    search = _episodes if recipe.method == "mcts_dpo" else _search
+    return {"search": search(recipe, assumed, spend, round), "train": _training(recipe, assumed, spend, round)}
+
+
 def _search(recipe: Recipe, assumed: Assumptions, spend: _Spender, round: int) -> tuple[Cost, Cost]:
     """MCTS on every training problem.
 
@@ -222,7 +215,7 @@ def _search(recipe: Recipe, assumed: Assumptions, spend: _Spender, round: int) -
     rows = min(recipe.engine.max_rows, in_flight)
     rollouts = trees * search.simulations if search.evaluate == "rollout" else 0
     longest = search.max_depth * search.max_step_tokens
-    values = round > 1
+    values = round > 1 and _has_values(recipe)
 
     drawn = assumed.simulated * samples
     state = assumed.prompt_tokens + assumed.steps / 2 * assumed.step_tokens
@@ -242,16 +235,115 @@ def _search(recipe: Recipe, assumed: Assumptions, spend: _Spender, round: int) -
     return expected, upper
 
 
+def _episodes(recipe: Recipe, assumed: Assumptions, spend: _Spender, round: int) -> Costs:
+    """mcts_dpo: simulations that run to the end of a solution, on every training problem.
+
+    A simulation expands one node after another, down to the end: below the root (expanded once, `root_children` steps)
+    at most `max_depth` − 1 nodes of `children` steps each, one a step of its solution. Expected: `steps` − 1, in the
+    simulations that are spent; each begins at a node of its own, which is near the root while simulations are few.
+    scored: the question of the self-evaluation, once a finished step. The batches cost the same on- and offline.
+    """
+    search, trees = recipe.search, recipe.task.splits.train
+    most = _most_nodes(recipe)
+    width = search.root_children or search.children
+    below = search.simulations * (min(assumed.steps, search.max_depth) - 1)
+    drawn = trees * (width + assumed.simulated * below * search.children)
+    question = assumed.question_tokens if search.self_evaluation else 0
+    rows = min(recipe.engine.max_rows, min(search.trees_in_flight, recipe.online.batch_problems) * search.children)
+    longest = search.max_depth * search.max_step_tokens
+    expansions = 1 + search.simulations * (search.max_depth - 1)
+    state = assumed.prompt_tokens + assumed.solution / 2
+    expected = spend(
+        rows=rows,
+        generated=drawn * assumed.step_tokens,
+        prefill=trees * assumed.prompt_tokens,
+        cached=max(0.0, drawn * state - trees * assumed.prompt_tokens),
+        scored=drawn * question,
+    )
+    upper = spend(
+        rows=rows,
+        generated=trees * most * search.max_step_tokens,
+        prefill=trees * expansions * (assumed.prompt_tokens + longest),
+        scored=trees * most * question,
+    )
+    return expected, upper
+
+
+def _most_nodes(recipe: Recipe) -> int:
+    """Steps that a tree can hold."""
+    search = recipe.search
+    if recipe.method == "mcts_dpo":
+        width = search.root_children or search.children
+        return width + search.simulations * (search.max_depth - 1) * search.children
+    return search.simulations * search.children
+
+
+def _has_values(recipe: Recipe) -> bool:
+    """Whether training gives the policy a value head."""
+    train = recipe.train
+    return recipe.method != "dpo_st" and train.objective == "svpo" and train.value_weight + train.margin_weight > 0
+
+
+def _self_training(recipe: Recipe, assumed: Assumptions, spend: _Spender, round: int) -> dict[str, Costs]:
+    """A round of dpo_st on all labelled and training problems; empty where the recipe has no rounds.
+
+    search, labels: problems × samples × solution tokens. scored: gold rationales, and the samples of the rounds before,
+    under the model that samples. dpo: as for other trees, of whole solutions: two a pair, at most those there are.
+    train: SFT of the base on the labelled problems and the pseudo-labels of all rounds so far, warmup.epochs times.
+    """
+    config, splits = recipe.self_training, recipe.task.splits
+    problems, most = splits.labelled + splits.train, config.max_tokens
+    solution = min(assumed.solution, most)
+    if not config.pseudo_labels:
+        return {}
+
+    def sampled(n: int, given: float = 0) -> Costs:
+        rows, drawn = min(recipe.engine.max_rows, problems * n), problems * n
+        prompts = problems * assumed.prompt_tokens
+        return (
+            spend(
+                rows=rows,
+                generated=drawn * solution,
+                prefill=prompts,
+                cached=(n - 1) * prompts,
+                scored=given * solution,
+            ),
+            spend(rows=rows, generated=drawn * most, prefill=n * prompts, scored=given * most),
+        )
+
+    def trained(count: float, length: float) -> float:
+        return count * (assumed.prompt_tokens + length)
+
+    found: dict[str, Costs] = {}
+    if config.dpo:
+        gold = splits.labelled * config.gold_positive
+        found["search"] = sampled(config.dpo_samples, gold + problems * config.dpo_samples * (round - 1))
+        pool = config.dpo_samples * round + 1
+        nodes = min(2 * config.pairs_per_problem, pool)
+        small = problems * assumed.useful * (assumed.prompt_tokens + nodes * solution)
+        large = problems * (assumed.prompt_tokens + nodes * most)
+        epochs = recipe.train.epochs
+        found["dpo"] = spend(trained=epochs * small), spend(trained=epochs * large, scored=large)
+    found["labels"] = sampled(config.label_samples)
+    labels, epochs = problems * config.label_samples * round, recipe.warmup.epochs
+    longest = max(most, recipe.search.max_depth * recipe.search.max_step_tokens)  # of a written solution
+    found["train"] = (
+        spend(trained=epochs * trained(splits.labelled + assumed.labels * labels, solution)),
+        spend(trained=epochs * (trained(splits.labelled, longest) + trained(labels, most))),
+    )
+    return found
+
+
 def _training(recipe: Recipe, assumed: Assumptions, spend: _Spender, round: int) -> tuple[Cost, Cost]:
     """Packed trees × epochs: every token of a tree that goes into a row, once.
 
     Nodes of a tree, expected: with value targets about 1.5 a simulation (the visited ones), else those of its pairs and
     their ancestors; at most all sampled steps (upper). Only problems with right and wrong solutions give pairs.
-    The reference is the sampler itself, whose log-probs are recorded; in later rounds under `reference: initial` it is
-    not, and scores the same tokens once more.
+    The reference is the sampler itself, whose log-probs are recorded; in later rounds (online: in later batches) under
+    `reference: initial` it is not, and scores the same tokens once more. mcts_dpo trains on each tree once.
     """
     search, trees = recipe.search, recipe.task.splits.train
-    most_nodes = search.simulations * search.children
+    most_nodes, online = _most_nodes(recipe), recipe.method == "mcts_dpo" and recipe.online.enabled
     if recipe.train.objective == "svpo" and recipe.train.value_weight:
         nodes = 1.5 * search.simulations * assumed.simulated
     else:
@@ -259,8 +351,8 @@ def _training(recipe: Recipe, assumed: Assumptions, spend: _Spender, round: int)
     nodes = min(nodes, most_nodes)
     small = trees * assumed.useful * (assumed.prompt_tokens + nodes * assumed.step_tokens)
     large = trees * (assumed.prompt_tokens + most_nodes * search.max_step_tokens)
-    rescored = recipe.train.reference == "initial" and round > 1 and recipe.train.objective != "sft"
-    epochs = recipe.train.epochs
+    rescored = recipe.train.reference == "initial" and (round > 1 or online) and recipe.train.objective != "sft"
+    epochs = 1 if recipe.method == "mcts_dpo" else recipe.train.epochs
     return spend(trained=epochs * small, scored=small * rescored), spend(trained=epochs * large, scored=large)
 
 
@@ -273,7 +365,7 @@ def _evaluation(recipe: Recipe, assumed: Assumptions, spend: _Spender, round: in
     """
     ev, search, problems = recipe.eval, recipe.search, recipe.task.splits.eval
     n = ev.samples if round == recipe.rounds else ev.samples_between
-    values = round > 0
+    values = round > 0 and _has_values(recipe)
     widths = [b1 * b2 for b1, b2 in ev.sbs] if values else []
     mcts = search.simulations * search.children if ev.mcts and values else 0
     methods = 1 + (n > 0) + len(widths) + (mcts > 0)
@@ -301,10 +393,12 @@ def _evaluation(recipe: Recipe, assumed: Assumptions, spend: _Spender, round: in
 
 
 def _disk(recipe: Recipe, info: ModelInfo, searched_tokens: int) -> int:
-    """Bytes: a model folder a round (and one after a warm-up), the last two training states (weights and AdamW's two
-    float32 moments; small with LoRA), the stored trees, and a few megabytes of tokenizer, report and log a round."""
+    """Bytes: a model folder a round (dpo_st: two; and one after a warm-up), the last two training states (weights and
+    AdamW's two float32 moments; small with LoRA), the stored trees, and a few megabytes of tokenizer, report and log a
+    round."""
     weights = info.params * info.bytes_per_param
-    folders = recipe.rounds + (recipe.warmup.epochs > 0)
+    a_round = 2 if recipe.method == "dpo_st" and recipe.self_training.dpo else 1
+    folders = recipe.rounds * a_round + (recipe.warmup.epochs > 0)
     state = 0 if recipe.model.lora else weights + 8 * info.params
     return folders * (weights + 5_000_000) + (2 * state if folders else 0) + searched_tokens * TOKEN_BYTES + 5_000_000
 
@@ -335,104 +429,7 @@ def _over_budget(recipe: Recipe, result: Estimate) -> list[str]:
     return lines
 
 
-# ---- facts about the model, the machine and the task -----------------------------------------------------------------
-
-
-def _empty_model(path: str) -> Any:
-    """The model without memory for its weights (meta device); the tiny built-in ones come whole."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    if path.startswith("builtin:"):
-        from treepref.models.policy import load_policy
-
-        return load_policy(path, value_head=False).model
-    is_hub_id = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", path)
-    if not is_hub_id and not Path(path).expanduser().is_dir():
-        raise ModelError(f"model.path {path}: there is no such folder")
-    try:
-        config = AutoConfig.from_pretrained(Path(path).expanduser() if Path(path).expanduser().is_dir() else path)
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ModelError(
-            f"model.path {path}: its config cannot be read ({reason}); give a Hugging Face hub id or a model folder"
-        ) from None
-
-
-def model_info(path: str, dtype: str = "float32") -> ModelInfo:
-    """Size of a model from its config: no weights are loaded. Raises ModelError where there is no readable config."""
-    from torch import nn
-
-    model = _empty_model(path)
-    looked_up = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
-    looked_up.discard(id(model.get_output_embeddings().weight))
-    sizes = {id(parameter): parameter.numel() for parameter in model.parameters()}
-    text = model.config.get_text_config()
-    heads = text.num_attention_heads
-    head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
-    kv_heads = getattr(text, "num_key_value_heads", None) or heads
-    return ModelInfo(
-        params=sum(sizes.values()),
-        kv_bytes_per_token=2 * text.num_hidden_layers * kv_heads * head_size * DTYPE_BYTES[dtype],
-        hidden=text.hidden_size,
-        vocab=text.vocab_size,
-        layers=text.num_hidden_layers,
-        bytes_per_param=DTYPE_BYTES[dtype],
-        multiplied=sum(size for key, size in sizes.items() if key not in looked_up),
-    )
-
-
-def measure_rates(device: str = "auto", dtype: str = "float32", seconds: float = 0.2) -> Rates:
-    """Probe the machine for well under a second: a large matrix product, a large copy, many small operations."""
-    import torch
-
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    synchronize = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
-    kind = getattr(torch, dtype)
-
-    def per_call(work: Callable[[], Any]) -> float:
-        work()
-        synchronize()
-        count, start = 0, time.perf_counter()
-        while True:
-            work()
-            count += 1
-            if count % 8 == 0 or not device.startswith("cuda"):
-                synchronize()
-                if time.perf_counter() - start >= seconds:
-                    return (time.perf_counter() - start) / count
-
-    try:
-        size = 512 if device == "cpu" else 4096
-        square = torch.ones(size, size, device=device, dtype=kind)
-        block = torch.ones(8 * 2**20, device=device, dtype=kind)
-        target = torch.empty_like(block)
-        small = torch.ones(8, 8, device=device, dtype=kind)
-        return Rates(
-            flops=2 * size**3 / per_call(lambda: square @ square),
-            bytes_per_second=2 * block.numel() * block.element_size() / per_call(lambda: target.copy_(block)),
-            op_seconds=per_call(lambda: small @ small),
-        )
-    except RuntimeError as error:
-        raise TreeprefError(f"model.device {device}: cannot be used: {str(error).splitlines()[0]}") from None
-
-
-def tokenizer_of(path: str) -> Any:
-    """The tokenizer of `model.path`. Raises ModelError where it has none that can be loaded."""
-    from transformers import AutoTokenizer
-
-    if path.startswith("builtin:"):
-        from treepref.models.policy import load_policy
-
-        return load_policy(path, value_head=False).tokenizer
-    try:
-        return AutoTokenizer.from_pretrained(Path(path).expanduser() if Path(path).expanduser().is_dir() else path)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ModelError(f"model.path {path}: its tokenizer cannot be loaded ({reason})") from None
+# ---- facts about the task -----------------------------------------------------------------
 
 
 def measured_assumptions(recipe: Recipe, problems: int = 64) -> Assumptions:
@@ -440,6 +437,7 @@ def measured_assumptions(recipe: Recipe, problems: int = 64) -> Assumptions:
 
     What cannot be measured (no data, no rationales) is assumed, and `origin` says why.
     """
+    from treepref.models.policy import load_tokenizer
     from treepref.models.text import encode_prompt, encode_solution
     from treepref.tasks.loading import load_splits
     from treepref.tasks.task import load_task
@@ -451,7 +449,7 @@ def measured_assumptions(recipe: Recipe, problems: int = 64) -> Assumptions:
         return recipe.task.model_copy(update={"splits": recipe.task.splits.model_copy(update=counts)})
 
     try:
-        tokenizer, task = tokenizer_of(recipe.model.path), load_task(recipe.task)
+        tokenizer, task = load_tokenizer(recipe.model.path), load_task(recipe.task)
         try:
             splits = load_splits(some(problems), recipe.seed)
         except TreeprefError:  # a task without rationales
@@ -463,6 +461,9 @@ def measured_assumptions(recipe: Recipe, problems: int = 64) -> Assumptions:
     except TreeprefError as error:
         return replace(assumed, origin=f"{assumed.origin}; nothing measured: {str(error).partition(chr(10))[0]}")
     assumed = replace(assumed, prompt_tokens=sum(prompts) / len(prompts))
+    if asked_of_steps := recipe.search.self_evaluation:
+        question = (asked_of_steps.example or "") + (asked_of_steps.question or task.self_evaluation)
+        assumed = replace(assumed, question_tokens=len(tokenizer(question, add_special_tokens=False)["input_ids"]))
     if not texts:
         return replace(assumed, origin=f"measured on {len(prompts)} prompts, steps half as long as the recipe allows")
     steps = sum(len([step for step in text.split(recipe.task.delimiter) if step]) for text in texts)
@@ -526,7 +527,7 @@ def render(recipe: Recipe, result: Estimate, info: ModelInfo) -> RenderableType:
         f"tokens together: {short(budget_tokens(result.expected))} ({short(budget_tokens(result.upper))})",
         f"disk: {result.disk_expected / GIGABYTE:.3g} GB ({result.disk_upper / GIGABYTE:.3g} GB)",
         "· read: prompts computed and steps scored",
-        *(f"· {line}" for line in result.assumptions.lines()),
+        *(f"· {line}" for line in result.assumptions.lines(recipe)),
     ]
     if result.has_rates:
         lines.append("· time from a probe of this machine: rough, a factor of two either way")

@@ -19,6 +19,9 @@ from treepref.types import Cost
 Method = Literal["sc", "bon", "wvote"]
 """Self-consistency (a vote), best-of-n by value, and the vote weighted by value."""
 
+Kind = Literal["search", "training", "evaluation"]
+"""What tokens and FLOPs were spent on."""
+
 REPORTED_K = 8
 """The number of samples behind `sc@8`, `bon@8` and `wvote@8`."""
 
@@ -44,6 +47,8 @@ class Solution:
     """V at the last token, in [-1, 1]. None: no value head yet, or the sample was cut."""
     finish: str = "eos"
     text: str | None = None
+    forced: int = 0
+    """Tokens of it that a tool forced; they are not among the generated ones."""
 
     @property
     def tokens(self) -> int:
@@ -89,6 +94,17 @@ class Scores:
             "interval": list(statistics.score_interval(list(self.score.values()), self.draws)),
             "tokens_per_problem": self.tokens_per_problem,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedNode:
+    """A step that the policy judged while searching: how sure it was, and what came of it."""
+
+    problem_id: str
+    confidence: float
+    """C in [0, 1]."""
+    outcome: float
+    """In [-1, 1]: a finished solution's reward, a step's mean over the finished solutions below it."""
 
 
 # ---------------- one solution a problem
@@ -144,6 +160,11 @@ class Samples:
         powers = [2**i for i in range(self.n.bit_length()) if 2**i <= self.n]
         return powers if not powers or powers[-1] == self.n else [*powers, self.n]
 
+    @property
+    def tries(self) -> list[int]:
+        """The k of pass@k: those of `steps_of_k`, and 10, which papers report."""
+        return sorted({*self.steps_of_k, *([10] if self.n >= 10 else [])})
+
 
 def pick(block: Sequence[Solution | None], method: Method) -> Solution | None:
     """The solution that a method delivers out of a block of samples; None where no sample has a readable answer.
@@ -189,13 +210,11 @@ def sampled_scores(samples: Samples, method: Method, k: int) -> Scores | None:
 
 
 def pass_at(samples: Samples) -> dict[str, float] | None:
-    """pass@k for k = 1, 2, 4, 8 …, n, averaged over problems; None without samples."""
+    """pass@k for k = 1, 2, 4, 8, 10 …, n, averaged over problems; None without samples."""
     if not samples.rows:
         return None
     right = [sum(row is not None and row.correct for row in rows) for rows in samples.rows.values()]
-    return {
-        str(k): math.fsum(statistics.pass_at_k(samples.n, c, k) for c in right) / len(right) for k in samples.steps_of_k
-    }
+    return {str(k): math.fsum(statistics.pass_at_k(samples.n, c, k) for c in right) / len(right) for k in samples.tries}
 
 
 def distinct_right(samples: Samples) -> dict[str, float] | None:
@@ -239,6 +258,101 @@ def value_quality(samples: Samples) -> dict[str, Any]:
         "calibration_error": statistics.calibration_error(bins),
         "n": len(valued),
     }
+
+
+def self_evaluation_quality(ends: Sequence[JudgedNode], steps: Sequence[JudgedNode]) -> dict[str, Any] | None:
+    """How well C, the policy's own judgement, tells right from wrong in a round's search trees; None without any C.
+
+    methods: MCTS-DPO reports the AUC of C. `ends` are finished solutions; `steps` stand before the end, and count as
+    right where the mean outcome of the finished solutions below them is above 0. Both are reported apart: at an end
+    the whole solution is judged, at a step only its beginning.
+    """
+    if not ends and not steps:
+        return None
+    confidences, labels = [node.confidence for node in ends], [node.outcome > 0 for node in ends]
+    # `calibration` reads a value in [-1, 1] as the chance (V + 1)/2; C is the chance itself.
+    bins = statistics.calibration([2 * c - 1 for c in confidences], labels)
+    by_problem: dict[str, list[JudgedNode]] = {}
+    for node in ends:
+        by_problem.setdefault(node.problem_id, []).append(node)
+    return {
+        "auc": statistics.auc(confidences, labels),
+        "auc_within": _mean(
+            a
+            for found in by_problem.values()
+            if (a := statistics.auc([n.confidence for n in found], [n.outcome > 0 for n in found])) is not None
+        ),
+        "auc_steps": statistics.auc([n.confidence for n in steps], [n.outcome > 0 for n in steps]),
+        "n": len(ends),
+        "n_steps": len(steps),
+        "mean_right": _mean(c for c, right in zip(confidences, labels, strict=True) if right),
+        "mean_wrong": _mean(c for c, right in zip(confidences, labels, strict=True) if not right),
+        "calibration": [b.as_dict() for b in bins] or None,
+        "calibration_error": statistics.calibration_error(bins),
+    }
+
+
+def tool_use(rows: Sequence[Solution] | None) -> dict[str, Any] | None:
+    """How often solutions called a tool, and how they fared with and without; None without rows."""
+    if not rows:
+        return None
+    used, alone = [row for row in rows if row.forced], [row for row in rows if not row.forced]
+    return {
+        "share": len(used) / len(rows),
+        "forced_tokens": sum(row.forced for row in rows) / len(rows),
+        "accuracy_with": _mean(float(row.correct) for row in used),
+        "accuracy_without": _mean(float(row.correct) for row in alone),
+        "n": len(rows),
+    }
+
+
+# ---------------- what it cost
+
+
+def kind_of_stage(stage: str, cost: Cost) -> Kind:
+    """What a stage's cost was for, by its name `round-K/…`: its first word tells evaluation from the rest, and what
+    trained tokens is training."""
+    if re.match(r"round-\d+/eval(/|$)", stage):
+        return "evaluation"
+    return "training" if cost.training_tokens else "search"
+
+
+def cost_by_kind(costs: Mapping[str, Cost]) -> dict[Kind, Cost]:
+    """A run's stages added up by kind. `search` is all generation of training data, whole solutions included."""
+    found: dict[Kind, Cost] = {"search": Cost(), "training": Cost(), "evaluation": Cost()}
+    for stage, cost in costs.items():
+        kind = kind_of_stage(stage, cost)
+        found[kind] += cost
+    return found
+
+
+def cost_of_policy(costs: Mapping[str, Cost], round: int) -> dict[Kind, Cost]:
+    """What it took to get the policy of a round: search and training up to and with it, without evaluation."""
+    number = re.compile(r"round-(\d+)/")
+    below = {stage: c for stage, c in costs.items() if (m := number.match(stage)) and int(m.group(1)) <= round}
+    return {kind: cost for kind, cost in cost_by_kind(below).items() if kind != "evaluation"}
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """What answering costs, as measured in greedy decoding: enough to price any method by its tokens a problem."""
+
+    flops_per_token: float
+    prompt_tokens: float
+    """Prompt tokens computed a problem (once, however many samples share it); tokens forced by a tool among them."""
+
+    def flops(self, tokens_per_problem: float) -> float:
+        """FLOPs a problem of a method that generates and scores so many tokens."""
+        return self.flops_per_token * (self.prompt_tokens + tokens_per_problem)
+
+
+def inference_of(costs: Mapping[str, Cost], round: int, problems: int) -> Inference | None:
+    """From the cost of the round's greedy decoding over so many problems; None where it is not stored."""
+    cost = costs.get(f"round-{round}/eval/greedy", Cost())
+    computed = cost.generated_tokens + cost.prefill_tokens + cost.scored_tokens
+    if not problems or not computed or not cost.flops:
+        return None
+    return Inference(cost.flops / computed, cost.prefill_tokens / problems)
 
 
 # ---------------- at equal tokens
@@ -303,11 +417,13 @@ def round_summary(
     *,
     number: int = 0,
     first: Sequence[Solution] | None = None,
+    tools: bool = False,
 ) -> dict[str, Any]:
     """One round's entry of results.json.
 
     `samples` are n samples a problem; `sbs` maps (B1, B2) to one solution a problem; `previous` and `first` are the
-    greedy solutions of the round before and of round 0. What does not exist is None: no zero stands for it.
+    greedy solutions of the round before and of round 0; `tools` says that decoding had a tool at hand. What does not
+    exist is None: no zero stands for it.
     """
     drawn = Samples(samples or ())
     one = single_scores(greedy, needs_value=False)
@@ -333,22 +449,36 @@ def round_summary(
         "distinct_right": distinct_right(drawn),
         "paired": paired,
         "value": value_quality(drawn),
+        "tool_use": {"greedy": tool_use(greedy), "samples": tool_use(samples)} if tools else None,
         "curves": curves(drawn, beams, tree),
     }
 
 
 def results_document(
-    recipe: Mapping[str, Any], seed: int, rounds: Sequence[Mapping[str, Any]], cost: Cost | Mapping[str, float]
+    recipe: Mapping[str, Any],
+    seed: int,
+    rounds: Sequence[Mapping[str, Any]],
+    cost: Cost | Mapping[str, float],
+    costs: Mapping[str, Cost] | None = None,
 ) -> dict[str, Any]:
-    """The whole of results.json, as plain JSON. Raises ValueError where a number is NaN or infinite."""
+    """The whole of results.json, as plain JSON; `costs` are the cost of each stage, where they are known.
+
+    Raises ValueError where a number is NaN or infinite.
+    """
     document = {
         "schema": SCHEMA,
         "recipe": dict(recipe),
         "seed": seed,
         "rounds": [dict(entry) for entry in rounds],
         "cost": cost.as_dict() if isinstance(cost, Cost) else dict(cost),
+        "cost_by_kind": None if costs is None else {k: c.as_dict() for k, c in cost_by_kind(costs).items()},
     }
     return json.loads(json.dumps(document, allow_nan=False))
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return math.fsum(found) / len(found) if found else None
 
 
 def _paired(a: Scores | None, b: Scores | None) -> dict[str, Any] | None:

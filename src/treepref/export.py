@@ -6,7 +6,6 @@ run's store and tokenizer.
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 from treepref.config import Recipe
 from treepref.errors import StoreError
-from treepref.estimate import tokenizer_of
+from treepref.landing import new_file
 from treepref.preferences import visit_smoothing
 from treepref.store import Store
 from treepref.types import Pair, Tree
@@ -107,12 +106,14 @@ def export_run(run: Path, out_file: Path, *, round: int | None = None) -> int:
 
     Raises ModelError where no tokenizer can be loaded.
     """
+    from treepref.models.policy import load_tokenizer  # torch, which rows of pairs do not need
+
     with Store(run, read_only=True) as store:
         if store.meta("recipe") is None:
             raise StoreError(f"{run} holds no recipe: start it with `treepref run`")
         recipe = Recipe.model_validate_json(json.dumps(store.meta("recipe")))
         folders = sorted(folder for folder in run.glob("round-*") if (folder / "tokenizer_config.json").is_file())
-        tokenizer = tokenizer_of(str(folders[0].absolute()) if folders else recipe.model.path)
+        tokenizer = load_tokenizer(str(folders[0].absolute()) if folders else recipe.model.path)
         return export_trl(store, out_file, text_decoder(tokenizer), round=round)
 
 
@@ -123,24 +124,20 @@ def export_trl(store: Store, out_file: Path, decode: Decode, *, round: int | Non
     """
     rounds = pair_rounds(store) if round is None else [round]
     count = 0
-    partial = out_file.with_name(f"{out_file.name}.partial")
     try:
         out_file.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as stream:
-            for number in rounds:
-                trees = _TreeReader(store, f"round-{number}/search")
-                for row in trl_rows(trees, store.pairs(number), decode, round=number):
-                    stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-                    count += 1
-        if not count:
-            which = "" if round is None else f" of round {round}"
-            raise StoreError(f"{store.folder} has no pairs{which}; run `treepref pairs {store.folder}` first")
-        partial.replace(out_file)
+        with new_file(out_file) as part:
+            with part.open("w", encoding="utf-8") as stream:
+                for number in rounds:
+                    trees = _TreeReader(store, f"round-{number}/search")
+                    for row in trl_rows(trees, store.pairs(number), decode, round=number):
+                        stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+                        count += 1
+            if not count:
+                which = "" if round is None else f" of round {round}"
+                raise StoreError(f"{store.folder} has no pairs{which}; run `treepref pairs {store.folder}` first")
     except OSError as error:
         raise StoreError(f"{out_file}: cannot be written: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
     return count
 
 

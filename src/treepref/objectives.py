@@ -1,4 +1,4 @@
-"""Losses as pure functions of token log-probs and values: sft, dpo, cdpo, ipo, ipo_mean, svpo.
+"""Losses as pure functions of token log-probs and values: sft, dpo, cdpo, cdpo_mean, ipo, ipo_mean, svpo.
 
 This file knows no tree, no model, no tokenizer and no optimizer. A preference pair is two lists of node ids, so step
 pairs, solution pairs and whole paths are one case; a node is nothing but an id that some tokens carry.
@@ -190,7 +190,12 @@ def _zero(batch: LossBatch) -> Tensor:
 
 
 def _preference(batch: LossBatch, loss: Callable[[Tensor], Tensor], *, per_token: bool = False) -> Term:
-    """Sum over pairs of a loss of h = Δ(w) − Δ(l)."""
+    """Sum over pairs of a loss of h = Δ(w) − Δ(l).
+
+    h is meant from the first token where the two sides differ. First tokens that siblings share need no care: both
+    sides have the same log-ratio there, with the same gradient, so they cancel in h. (Not with `per_token`, where the
+    lengths differ: there they count, as tokens of both sides.)
+    """
     if _no_pairs(batch):
         return Term(_zero(batch), "pairs")
     chosen_P, rejected_P = log_ratios(batch, per_token=per_token)
@@ -226,6 +231,11 @@ def dpo(batch: LossBatch, c: Coefficients = Coefficients()) -> Terms:
 def cdpo(batch: LossBatch, c: Coefficients = Coefficients()) -> Terms:
     """Conservative DPO with each pair's own smoothing α (arXiv 2405.00451; methods §2); mean per pair."""
     return {"preference": _preference(batch, lambda h_P: _smoothed(h_P, batch.alpha_P, c.beta))}
+
+
+def cdpo_mean(batch: LossBatch, c: Coefficients = Coefficients()) -> Terms:
+    """`cdpo` with each side's log-ratio divided by its length; not the published form, which sums."""
+    return {"preference": _preference(batch, lambda h_P: _smoothed(h_P, batch.alpha_P, c.beta), per_token=True)}
 
 
 def ipo(batch: LossBatch, c: Coefficients = Coefficients()) -> Terms:
@@ -271,6 +281,7 @@ OBJECTIVES: dict[str, Objective] = {
     "sft": sft,
     "dpo": dpo,
     "cdpo": cdpo,
+    "cdpo_mean": cdpo_mean,
     "ipo": ipo,
     "ipo_mean": ipo_mean,
     "svpo": svpo,
@@ -280,7 +291,7 @@ PREFERENCE_OBJECTIVES = frozenset(OBJECTIVES) - {"sft"}
 
 
 def untrained_preference_loss(name: str, c: Coefficients) -> float:
-    """The mean preference loss where policy = reference, so h = 0: ln 2, or 1/(4β²) for IPO."""
+    """The mean preference loss where policy = reference, so h = 0: ln 2 whatever the smoothing, or 1/(4β²) for IPO."""
     if name in ("ipo", "ipo_mean"):
         return 1 / (4 * c.beta**2)
     return torch.log(torch.tensor(2.0, dtype=torch.float64)).item()

@@ -29,13 +29,46 @@ def sibling_pairs(tree: Tree, cfg: PairConfig) -> list[Pair]:
     reaches = _reaches_answer(tree) if cfg.winner_reaches_answer else [True] * len(tree.nodes)
     kept: list[tuple[float, Node, Node]] = []
     for parent in tree.nodes:
-        visited = [child for child in parent.children if child.visits >= cfg.min_visits]
+        visited = [child for child in parent.children if child.visits >= cfg.min_visits and _short(child.tokens, cfg)]
         winners = [child for child in visited if reaches[child.index] and not _failed(child)]
         found = [(gap, w, lo) for w in winners for lo in visited if (gap := _gap(w, lo)) > 0 and _wide(gap, cfg)]
         kept += sorted(found, key=_largest_gap_first)[: cfg.max_per_parent]
     best = sorted(kept, key=_largest_gap_first)[: cfg.max_per_tree]
     pairs = [_pair(tree, w, lo, (w.index,), (lo.index,)) for _, w, lo in best]
     return sorted(pairs, key=lambda pair: (pair.winner, pair.loser))
+
+
+def trace_pairs(tree: Tree, cfg: PairConfig) -> list[Pair]:
+    """Step pairs along the selected trace (MCTS-DPO, arXiv 2405.00451, Iterative Preference Learning).
+
+    The trace goes from the root to the most visited child (ties: the highest Q, then the older) and on. At each depth
+    of it the sibling with the highest Q wins over the one with the lowest, where at least two have `min_visits` (so no
+    loser is without a visit). Filters, ours: `min_gap`, `max_tokens` a side, a winner that neither failed nor, with
+    `winner_reaches_answer`, leads to wrong answers alone. The `max_per_tree` widest gaps are kept; pairs come from the
+    root down.
+    """
+    reaches = _reaches_answer(tree) if cfg.winner_reaches_answer else [True] * len(tree.nodes)
+    found: list[tuple[float, Node, Node]] = []
+    for siblings in _trace(tree):
+        visited = [child for child in siblings if child.visits >= cfg.min_visits and _short(child.tokens, cfg)]
+        if len(visited) < 2:
+            continue
+        winner = max(visited, key=lambda n: (n.total / n.visits, -n.index))
+        loser = min(visited, key=lambda n: (n.total / n.visits, n.index))
+        gap = _gap(winner, loser)
+        if gap > 0 and _wide(gap, cfg) and reaches[winner.index] and not _failed(winner):
+            found.append((gap, winner, loser))
+    best = sorted(found, key=_largest_gap_first)[: cfg.max_per_tree]
+    pairs = [_pair(tree, w, lo, (w.index,), (lo.index,)) for _, w, lo in best]
+    return sorted(pairs, key=lambda pair: (tree.nodes[pair.winner[0]].depth, pair.winner))
+
+
+def _trace(tree: Tree) -> Iterator[list[Node]]:
+    """The siblings at each depth of the selected trace, from below the root down."""
+    node = tree.root
+    while visited := [child for child in node.children if child.visits]:
+        yield node.children
+        node = max(visited, key=lambda n: (n.visits, n.total / n.visits, -n.index))
 
 
 def solution_pairs(tree: Tree, cfg: PairConfig) -> list[Pair]:
@@ -49,7 +82,8 @@ def solution_pairs(tree: Tree, cfg: PairConfig) -> list[Pair]:
     right = [n for n in leaves if is_right(n)]
     wrong = [n for n in leaves if not is_right(n)]
     candidates = ((w, lo) for w, lo in _evenly(right, wrong) if _gap(w, lo) > 0 and _wide(_gap(w, lo), cfg))
-    return [_solution_pair(tree, w, lo) for w, lo in islice(candidates, cfg.max_per_tree)]
+    pairs = (_solution_pair(tree, w, lo) for w, lo in candidates)
+    return list(islice((pair for pair in pairs if _short_sides(tree, pair, cfg)), cfg.max_per_tree))
 
 
 def correct_paths(tree: Tree, limit: int | None = None) -> list[tuple[int, ...]]:
@@ -163,6 +197,16 @@ def _gap(winner: Node, loser: Node) -> float:
 
 def _wide(gap: float, cfg: PairConfig) -> bool:
     return gap >= round(cfg.min_gap, _DIGITS)
+
+
+def _short(tokens: Sequence[int], cfg: PairConfig) -> bool:
+    return cfg.max_tokens is None or len(tokens) <= cfg.max_tokens
+
+
+def _short_sides(tree: Tree, pair: Pair, cfg: PairConfig) -> bool:
+    return all(
+        _short([token for n in side for token in tree.nodes[n].tokens], cfg) for side in (pair.winner, pair.loser)
+    )
 
 
 def _largest_gap_first(candidate: tuple[float, Node, Node]) -> tuple[float, int, int]:

@@ -33,7 +33,7 @@ RESUMABLE = frozenset(
 work is done and how far it goes, never what is computed."""
 
 REPLACED_WHOLE = ("task", "params")
-"""The one mapping that `extends` replaces instead of merging: parameters of one task mean nothing to another."""
+"""The one mapping that `extends` and overrides replace, not merge: parameters of one task mean nothing to another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +259,7 @@ def _parse_document(text: str, source: str) -> _Document:
     return document
 
 
-def _merge(under: dict[str, Any], over: Mapping[str, Any], path: tuple[str, ...] = ()) -> None:
+def _merge(under: dict[str, Any], over: Mapping[str, Any], path: KeyPath = ()) -> None:
     """Lay `over` onto `under`: sections merge, everything else is replaced."""
     for key, value in over.items():
         here = (*path, key)
@@ -318,8 +318,8 @@ def _apply_override(document: _Document, override: str) -> None:
         del document.origins[stale]
     document.origins[path] = place
     value = None if node is None else _build(node, path, lambda _: place, document)
-    if isinstance(value, dict) and isinstance(section.get(keys[-1]), dict):
-        _merge(section[keys[-1]], value)
+    if isinstance(value, dict) and isinstance(section.get(keys[-1]), dict) and path != REPLACED_WHOLE:
+        _merge(section[keys[-1]], value, path)
     else:
         section[keys[-1]] = value
 
@@ -387,13 +387,18 @@ def conflicts(recipe: Recipe) -> Iterator[tuple[str, str]]:
                 f"(got {recipe.pairs.min_visits})"
             ),
         )
-    if recipe.pairs.min_problems > task.splits.train:
+    source, size = "task.splits.train", task.splits.train
+    if recipe.method == "dpo_st":  # samples the labelled questions too
+        source, size = "task.splits.labelled + task.splits.train", task.splits.labelled + task.splits.train
+    if recipe.pairs.min_problems > size:
         yield (
             "pairs.min_problems",
-            (
-                f"is above task.splits.train ({task.splits.train}): no round can find that many problems "
-                f"(got {recipe.pairs.min_problems})"
-            ),
+            f"is above {source} ({size}): no round can find that many problems (got {recipe.pairs.min_problems})",
+        )
+    if recipe.method == "dpo_st" and not recipe.warmup.epochs:
+        yield (
+            "warmup.epochs",
+            "must be at least 1: dpo_st starts from SFT on the labelled problems and repeats it in every round (got 0)",
         )
     for widths in recipe.eval.sbs:
         if min(widths) < 1:

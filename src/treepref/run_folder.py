@@ -10,7 +10,6 @@ import errno
 import fcntl
 import os
 import re
-import shutil
 import socket
 import sqlite3
 import weakref
@@ -18,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from treepref.errors import StoreError
+from treepref.landing import move_file, move_folder
 
 NETWORK_FILE_SYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "ncpfs", "afs", "davfs", "vboxsf", "prl_fs", "fuse.sshfs", "fuse.s3fs"}
@@ -144,21 +144,11 @@ def sqlite_errors(folder: Path) -> Iterator[None]:
         raise StoreError(said) from error
 
 
-def _fsync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def land_file(tmp: Path, final: Path) -> Path:
     """Move a finished file to its name: there is the old content or the new one, never half. Raises StoreError."""
     with disk_errors(final.parent):
         final.parent.mkdir(parents=True, exist_ok=True)
-        _fsync(tmp)
-        os.replace(tmp, final)
-        _fsync(final.parent)
+        move_file(tmp, final)
     return final
 
 
@@ -169,16 +159,5 @@ def land_folder(tmp: Path, final: Path) -> Path:
     """
     with disk_errors(final.parent):
         final.parent.mkdir(parents=True, exist_ok=True)
-        for root, _, names in os.walk(tmp):
-            for name in names:
-                _fsync(Path(root) / name)
-            _fsync(Path(root))
-        if final.exists():  # a rename replaces no full folder
-            old = tmp.with_name(tmp.name + ".replaced")
-            os.rename(final, old)
-            os.rename(tmp, final)
-            shutil.rmtree(old)
-        else:
-            os.rename(tmp, final)
-        _fsync(final.parent)
+        move_folder(tmp, final, aside=tmp.with_name(tmp.name + ".replaced"))
     return final

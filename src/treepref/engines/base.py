@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from treepref.types import Cost, Request, Result
+from treepref.types import Choice, Cost, Request, Result
 
 
 class Engine(Protocol):
@@ -31,6 +31,14 @@ class Engine(Protocol):
 
     def values(self, sequences: Sequence[Sequence[int]]) -> list[float]:
         """V at the last token of each sequence. Raises ModelError without a value head."""
+        ...
+
+    def choice_probs(self, prefixes: Sequence[Sequence[int]], choice: Choice) -> list[tuple[float, ...]]:
+        """Probability mass of each option of `choice` right after each prefix and the choice's suffix.
+
+        A prefix that ends in EOS is read without it, with `choice.after_eos` in its place. Raises ModelError for a
+        prefix that cannot be asked.
+        """
         ...
 
     def update(self, weights: Mapping[str, Any], version: int) -> None:

@@ -190,6 +190,8 @@ class PrefixTree:
 def _common(tokens: Sequence[int], prefix: Sequence[int], start: int) -> int:
     """Length of the common start of `tokens` and `prefix[start:]`."""
     limit = min(len(tokens), len(prefix) - start)
+    if tokens[:limit] == prefix[start : start + limit]:
+        return limit
     for i in range(limit):
         if tokens[i] != prefix[start + i]:
             return i

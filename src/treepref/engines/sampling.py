@@ -48,6 +48,9 @@ def sample(
     threshold_B = uniform_B.double() * cumulative_BV[:, -1]
     token_B = torch.searchsorted(cumulative_BV, threshold_B[:, None], right=True).squeeze(-1)
     token_B = token_B.clamp_(max=logits_BV.shape[-1] - 1)
+    if plain:
+        logp_B = _pick(logp_BV, token_B)
+        return token_B, logp_B, logp_B
     token_B = torch.where(greedy_B, logp_BV.argmax(-1), token_B)
     behaviour_B = torch.where(greedy_B, torch.zeros_like(temperature_B), _pick(tempered_BV, token_B))
     return token_B, _pick(logp_BV, token_B), behaviour_B

@@ -14,14 +14,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from treepref.engines.guide import Guide, score_guide
 from treepref.errors import ModelError
-from treepref.types import Completion, Cost, Finish, Request, Result
+from treepref.tools.base import Tool
+from treepref.types import Choice, Completion, Cost, Finish, Request, Result
 
 Script = Callable[[tuple[int, ...], int, Request], Completion]
 """(prefix, the sample's seed, the request) → one sample."""
 
 ValueScript = Callable[[tuple[int, ...]], "float | None"]
 """V of a prefix."""
+
+ChoiceScript = Callable[[tuple[int, ...], Choice], tuple[float, ...]]
+"""(prefix through the completion, EOS included; the choice) → probability mass of each option."""
+
+ScoreScript = Callable[[tuple[int, ...], tuple[int, ...]], Sequence[float]]
+"""(prefix, a given continuation) → log-prob of each of its tokens."""
 
 EOS = 0
 DELIMITER = 1
@@ -50,32 +58,62 @@ class World:
         if not 1 <= self.words <= 30:
             raise ValueError(f"World.words is {self.words}; it must be between 1 and 30")
 
-    def complete(self, prefix: tuple[int, ...], seed: int, request: Request) -> Completion:
-        """One sample as the request asks for it: to the step's end, to EOS, or to the length limit."""
+    def complete(self, prefix: tuple[int, ...], seed: int, request: Request, guide: Guide | None = None) -> Completion:
+        """One sample as the request asks for it: to the step's end, to EOS, or to the length limit.
+
+        With a `guide` its tokens go before sampled ones. Raises ModelError for a token that the world has not.
+        """
         history = self._history(prefix)
         tokens: list[int] = []
         logprobs: list[float] = []
         behaviour: list[float] = []
-        finish: Finish = "length"
-        while len(tokens) < request.max_tokens:
+        finish: Finish | None = None
+        while finish is None and len(tokens) < request.max_tokens:
             policy = self._log_softmax(history)
             sampler = _sampler(policy, request.temperature, request.top_p)
-            token = _draw(sampler, _uniform(f"{seed}:{len(tokens)}".encode()))
+            if guide is not None and (ended := _awaited(guide, request.max_tokens - len(tokens))):
+                finish = ended
+                break
+            dictated = guide is not None and guide.dictates
+            if guide is not None and dictated:
+                token, chance = guide.next(), 1.0
+            else:
+                token = _draw(sampler, _uniform(f"{seed}:{len(tokens)}".encode()))
+                chance = sampler[token]
+            if not 0 <= token < len(policy):
+                raise ModelError(f"token {token} is not in this world, whose tokens are 0 to {len(policy) - 1}")
             tokens.append(token)
             logprobs.append(policy[token])
-            behaviour.append(math.log(sampler[token]))
+            behaviour.append(math.log(chance))
             history.update(_bytes(token))
-            if token == EOS or (token == DELIMITER and request.delimiter is not None):
+            if guide is not None:
+                finish = guide.took(token, dictated, (EOS,), request.max_tokens - len(tokens))
+                if guide.scores or guide.checked == len(tokens):
+                    continue
+            if finish is None and (token == EOS or (token == DELIMITER and request.delimiter is not None)):
                 finish = "eos" if token == EOS else "step"
-                break
+        if guide is not None:
+            guide.close()
         tempered = request.temperature != 1.0 or request.top_p < 1.0
         return Completion(
             tokens=tuple(tokens),
             logprobs=tuple(logprobs),
-            finish=finish,
-            behaviour=tuple(behaviour) if tempered else None,
+            finish=finish or "length",
+            behaviour=tuple(behaviour) if tempered and not (guide is not None and guide.scores) else None,
+            forced=tuple(guide.forced) if guide is not None and any(guide.forced) else None,
             value=self.value(prefix + tuple(tokens)),
         )
+
+    def choice_probs(self, prefix: Sequence[int], choice: Choice) -> tuple[float, ...]:
+        """Mass of each option, as if the first meant "right" of the solution so far: a noisy view as V is.
+
+        Between a half and all of the probability lies on the options; the others share what the first leaves.
+        """
+        noise = self.noise * (2 * _uniform(self._history(prefix, "choice").digest()) - 1)
+        mass = 0.5 + 0.5 * _uniform(self._history(prefix, "mass").digest())
+        right = mass * (1 + math.tanh(self._quality(prefix) + noise)) / 2
+        others = len(choice.options) - 1
+        return (right, *[(mass - right) / max(1, others)] * others)
 
     def value(self, prefix: Sequence[int]) -> float:
         """V at the last token of `prefix`, in [-1, 1]."""
@@ -127,6 +165,9 @@ class ScriptedEngine:
         script: Script | None = None,
         *,
         value: ValueScript | None = None,
+        choice: ChoiceScript | None = None,
+        score: ScoreScript | None = None,
+        tools: Mapping[str, Tool] | None = None,
         world: World | None = None,
         has_values: bool = True,
         max_context: int = 4096,
@@ -136,7 +177,12 @@ class ScriptedEngine:
         latency: float = 0.0,
         fail: Callable[[Request], str | None] | None = None,
     ) -> None:
-        """`value` gives a script's V of prefixes (none without it). `world` is played where no script is."""
+        """`world` is played where no script is.
+
+        What a script says beside its samples: `value` is V of a prefix (none without it), `choice` answers choices
+        (without it, the completions' own `choice_probs` stand), `score` weighs given continuations (without it they
+        are an error). `tools`, by name, watch the world's samples; a script forces tokens as it likes.
+        """
         if batch is not None and batch < 1:
             raise ValueError(f"batch is {batch}; it must be at least 1")
         self.world = world or World()
@@ -146,6 +192,9 @@ class ScriptedEngine:
         self.cost = Cost()
         self._script = script
         self._value = value
+        self._choice = choice
+        self._score = score
+        self._tools = dict(tools or {})
         self._batch = batch
         self._order = None if shuffle is None else random.Random(shuffle)
         self._latency = latency
@@ -192,6 +241,14 @@ class ScriptedEngine:
             raise ModelError("this scripted engine has no values: give it value=… and has_values=True")
         return values
 
+    def choice_probs(self, prefixes: Sequence[Sequence[int]], choice: Choice) -> list[tuple[float, ...]]:
+        """Raises ModelError where there is a script and no `choice`."""
+        if self._script is not None and self._choice is None:
+            raise ModelError("this scripted engine answers no choices: give it choice=…")
+        self.cost.scored_tokens += sum(len(prefix) + len(choice.suffix) for prefix in prefixes)
+        answer = self._choice or self.world.choice_probs
+        return [answer(tuple(prefix), choice) for prefix in prefixes]
+
     def update(self, weights: Mapping[str, Any], version: int) -> None:
         """Finish what is in flight under the old version. `weights["world"]`, if there, is the new world's seed."""
         self._ready += [self._answer(request) for request in self._waiting]
@@ -207,17 +264,62 @@ class ScriptedEngine:
             error = f"the prefix of {len(request.prefix)} tokens fills the context of {self.max_context}"
         if error is not None:
             return Result(request.id, (), error=error)
-        request = replace(request, max_tokens=min(request.max_tokens, room))
-        script = self._script or self.world.complete
         want_value = request.want_value and self.has_values
-        completions = []
-        for seed in request.seeds:
-            completion = script(request.prefix, seed, request)
-            value = completion.value if want_value else None
-            completions.append(replace(completion, value=value, policy_version=self.policy_version))
-        self.cost.prefill_tokens += len(request.prefix)
-        self.cost.generated_tokens += sum(len(c.tokens) - sum(c.forced or ()) for c in completions)
-        return Result(request.id, tuple(completions), self._prefix_value(request.prefix) if want_value else None)
+        limited = replace(request, max_tokens=min(request.max_tokens, room))
+        try:
+            sampled = [self._sample(limited, seed) for seed in request.seeds]
+            given = [self._scored(request, tokens, room) for tokens in request.given]
+        except ModelError as error:
+            return Result(request.id, (), error=str(error))
+        completions = tuple(
+            replace(
+                self._asked(request, completion),
+                value=completion.value if want_value else None,
+                policy_version=self.policy_version,
+            )
+            for completion in (*sampled, *given)
+        )
+        forced = sum(sum(c.forced or ()) for c in sampled)
+        self.cost.prefill_tokens += len(request.prefix) + forced
+        self.cost.generated_tokens += sum(len(c.tokens) for c in sampled) - forced
+        self.cost.scored_tokens += sum(len(c.tokens) for c in given)
+        return Result(request.id, completions, self._prefix_value(request.prefix) if want_value else None)
+
+    def _sample(self, request: Request, seed: int) -> Completion:
+        if self._script is not None:
+            return self._script(request.prefix, seed, request)
+        tool = self._tool(request)
+        guide = None if tool is None else Guide(tool.begin(request.prefix[request.prompt_tokens :]))
+        return self.world.complete(request.prefix, seed, request, guide)
+
+    def _tool(self, request: Request) -> Tool | None:
+        if request.tool is not None and request.tool not in self._tools:
+            raise ModelError(f"this scripted engine has no tool {request.tool!r}: give it tools={{…}}")
+        return None if request.tool is None else self._tools[request.tool]
+
+    def _scored(self, request: Request, given: tuple[int, ...], room: int) -> Completion:
+        """A given continuation as a completion; one that does not fit the context is cut."""
+        if not given:
+            raise ModelError("a given continuation is empty: at least one token must be scored")
+        if self._script is None:
+            guide = score_guide(given, room, (EOS,), self._tool(request))
+            return self.world.complete(request.prefix, 0, replace(request, max_tokens=room), guide)
+        tokens = given[:room]
+        finish: Finish = "length" if len(given) > room else "eos" if given[-1] == EOS else "step"
+        if self._score is None:
+            raise ModelError("this scripted engine scores no given continuations: give it score=…")
+        value = self._prefix_value(request.prefix + tokens)
+        return Completion(tokens, tuple(self._score(request.prefix, tokens)), finish, value=value)
+
+    def _asked(self, request: Request, completion: Completion) -> Completion:
+        """The completion with the answer to the request's choice."""
+        if request.choice is None or completion.finish == "length":
+            return replace(completion, choice_probs=None)
+        answer = self._choice or (self.world.choice_probs if self._script is None else None)
+        if answer is None:
+            return completion
+        self.cost.scored_tokens += len(request.choice.suffix)
+        return replace(completion, choice_probs=answer(request.prefix + completion.tokens, request.choice))
 
     def _prefix_value(self, prefix: tuple[int, ...]) -> float | None:
         if not self.has_values:
@@ -225,6 +327,13 @@ class ScriptedEngine:
         if self._value is not None:
             return self._value(prefix)
         return self.world.value(prefix) if self._script is None else None
+
+
+def _awaited(guide: Guide, left: int) -> Finish | None:
+    """Wait for a tool's result, if one is awaited; how it ended the sample, if it did."""
+    while (told := guide.wait(left)) is True:
+        time.sleep(0.001)
+    return told or None
 
 
 def _sampler(policy: Sequence[float], temperature: float, top_p: float) -> list[float]:

@@ -2,7 +2,9 @@
 
 Each round of the scheduler samples one token for every row in flight, runs the rows that go on through the model once,
 and fills free rows with waiting requests. Prefixes come from a radix tree of keys and values; a step's value and the
-first logits of whatever follows it come from the pass that closes the step. Knows no tree search and no problem.
+first logits of whatever follows it come from the pass that closes the step. A choice put to the policy after a sample
+runs as a row that passes by: its answer is read off one pass over what the cache lacks of it. Tools and given
+continuations take the place of the sampler row by row (`guide.py`). Knows no tree search and no problem.
 """
 
 from __future__ import annotations
@@ -10,70 +12,28 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from treepref.engines.base import generate
+from treepref.engines.guide import Guide, score_guide
+from treepref.engines.jobs import Job, Placement, Question, Row
+from treepref.engines.kernels import Precision, pack
 from treepref.engines.kv_cache import Match, PrefixTree, RowCache
 from treepref.engines.sampling import sample, uniforms
 from treepref.errors import ModelError
 from treepref.models.policy import Policy
 from treepref.models.steps import StepEnd
-from treepref.types import Completion, Cost, Finish, Request, Result
+from treepref.tools import Tool, load_tool
+from treepref.types import Choice, Completion, Cost, Request, Result
 
 PREFILL_TOKENS = 4096
 """Most prompt tokens run through the model at once: bounds the memory of a prefill."""
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    """A request in flight and what has come back of it."""
-
-    request: Request
-    max_tokens: int
-    version: int
-    completions: list[Completion | None]
-    missing: int
-    admitted: int = 0
-    """Rows that it has been given so far."""
-    prefix_value: float | None = None
-
-    @property
-    def rows(self) -> int:
-        """A row a sample; a request for the prefix's value alone has a row too, which samples nothing."""
-        return max(1, self.request.n)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Placement:
-    """Samples of one request that get their rows together, and what the cache holds of their prefix."""
-
-    job: _Job
-    first: int
-    rows: int
-    match: Match
-    held: int
-    """Tokens of the prefix that need not be computed."""
-
-
-@dataclass(slots=True, eq=False)
-class _Row:
-    """One sample being decoded. The row's place in the batch is its index in the engine's list of rows."""
-
-    job: _Job
-    sample: int
-    step_end: StepEnd | None
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    behaviour: list[float] = field(default_factory=list)
-    finish: Finish | None = None
-
-    @property
-    def length(self) -> int:
-        return len(self.job.request.prefix) + len(self.tokens)
+BUSY_SECONDS = 0.001
+"""Pause before asking again, where every row awaits a tool."""
 
 
 class TorchEngine:
@@ -84,8 +44,20 @@ class TorchEngine:
     """
 
     def __init__(
-        self, policy: Policy, *, max_rows: int = 256, cache_mb: int = 1024, batch_invariant: bool = False
+        self,
+        policy: Policy,
+        *,
+        max_rows: int = 256,
+        cache_mb: int = 1024,
+        batch_invariant: bool = False,
+        weights: Precision = "float32",
+        tools: Mapping[str, Tool] | None = None,
     ) -> None:
+        """`weights`: what matrix products run in on a CPU (`kernels.py`); ModelError where that cannot be.
+
+        `tools`: by name, in place of those that `load_tool` makes when a request first names them.
+        """
+        pack(policy.model, weights)
         self.policy = policy
         self.deterministic = batch_invariant
         self.max_rows = 1 if batch_invariant else max_rows
@@ -93,9 +65,12 @@ class TorchEngine:
         self.max_context = policy.max_context
         self.cost = Cost()
         self._eos = policy.eos_ids
-        self._waiting: deque[_Job] = deque()
-        self._rows: list[_Row] = []
+        self._waiting: deque[Job] = deque()
+        self._rows: list[Row] = []
+        self._questions: deque[Question] = deque()
         self._done: list[Result] = []
+        self._tools: dict[str, Tool] = dict(tools or {})
+        self._vocabulary = policy.model.get_output_embeddings().weight.shape[0]
         self._prefixes = PrefixTree(cache_mb << 20)
         self._cache = _row_cache(policy)
         self._hidden_RH = torch.zeros(0, policy.hidden_size, dtype=policy.dtype, device=policy.device)
@@ -108,27 +83,32 @@ class TorchEngine:
         return self.policy.value_head is not None and self.policy.values_trained
 
     def submit(self, requests: Iterable[Request]) -> None:
+        """Raises RecipeError for a tool that there is not."""
         for request in requests:
             room = self.max_context - len(request.prefix)
-            if not request.prefix:
-                self._done.append(Result(request.id, (), error="the prefix is empty: at least one token must be given"))
-            elif request.n and room < 1:
-                error = f"the prefix has {len(request.prefix)} tokens, the model's context is {self.max_context}"
+            if error := self._refusal(request, room):
                 self._done.append(Result(request.id, (), error=error))
-            elif len(request.seeds) < request.n:
-                self._done.append(Result(request.id, (), error=f"{request.n} samples need as many seeds"))
-            else:
-                limit = min(request.max_tokens, room)
-                self._waiting.append(_Job(request, limit, self.policy_version, [None] * request.n, request.n))
+                continue
+            if request.tool is not None and request.tool not in self._tools:
+                self._tools[request.tool] = load_tool(request.tool, self.policy.tokenizer)
+            count = request.n + len(request.given)
+            limit = min(request.max_tokens, room)
+            longest = len(request.prefix) + max([limit, *(min(len(given), room) for given in request.given)])
+            self._waiting.append(Job(request, limit, self.policy_version, [None] * count, count, longest))
 
     def poll(self) -> list[Result]:
         started = time.perf_counter()
         with torch.inference_mode():
-            while not self._done and (self._waiting or self._rows):
+            while not self._done and (self._waiting or self._rows or self._questions):
+                if self._questions and 4 * len(self._questions) >= len(self._rows):
+                    self._answer()  # many at once: a pass costs a GPU the same for few and for many
                 self._admit()
-                if self._rows:
-                    self._sample()
+                if not self._rows:
+                    continue
+                if self._sample():
                     self._forward()
+                else:
+                    time.sleep(BUSY_SECONDS)
         self.cost.seconds += time.perf_counter() - started
         done, self._done = self._done, []
         return done
@@ -137,10 +117,40 @@ class TorchEngine:
         """V at the last token of each sequence, in [-1, 1]. Raises ModelError without a trained value head."""
         if not self.has_values:
             raise ModelError(f"{self.policy.name} has no trained value head")
-        if self._rows or self._waiting:
+        if self._rows or self._waiting or self._questions:
             raise RuntimeError("values() needs an idle engine: poll until nothing is in flight")
         requests = [Request(f"value-{i}", tuple(s), 0, (), 0, want_value=True) for i, s in enumerate(sequences)]
         return [r.prefix_value if r.prefix_value is not None else 0.0 for r in generate(self, requests)]
+
+    def choice_probs(self, prefixes: Sequence[Sequence[int]], choice: Choice) -> list[tuple[float, ...]]:
+        """Probability mass of each option right after each prefix and the choice's suffix, in [0, 1].
+
+        A prefix that ends in EOS is read without it, with `choice.after_eos` in its place. Raises ModelError for a
+        prefix that is empty or does not fit, and for ids outside the vocabulary.
+        """
+        if error := self._choice_error(choice):
+            raise ModelError(error)
+        questions: dict[tuple[int, ...], Question] = {}
+        for prefix in map(tuple, prefixes):
+            question = questions[prefix] = self._question(prefix, choice)
+            if not question.state or len(question.ids) > self.max_context:
+                raise ModelError(
+                    f"a prefix of {len(question.state)} tokens cannot be asked {len(choice.suffix)} more: it needs at "
+                    f"least one token, and the model's context is {self.max_context}"
+                )
+        started = time.perf_counter()
+        waiting, self._questions = self._questions, deque(questions.values())
+        with torch.inference_mode():
+            while self._questions:
+                self._answer()
+        self._questions = waiting
+        self.cost.seconds += time.perf_counter() - started
+        return [questions[tuple(prefix)].answer or () for prefix in prefixes]
+
+    def close(self) -> None:
+        """End what the tools run. The engine can be used again: tools start anew."""
+        for tool in self._tools.values():
+            tool.close()
 
     def update(self, weights: Mapping[str, Any], version: int) -> None:
         """Finish what is in flight, drop the cache, publish the new weights.
@@ -148,7 +158,7 @@ class TorchEngine:
         `weights`: the policy's state dict; keys under `value_head.` go to the value head, which then counts as trained.
         """
         finished: list[Result] = []
-        while self._rows or self._waiting:
+        while self._rows or self._waiting or self._questions:
             finished += self.poll()
         self._done = finished + self._done
         self._prefixes.clear()
@@ -160,7 +170,7 @@ class TorchEngine:
     def _admit(self) -> None:
         """Fill free rows with waiting samples; their prefixes come from the cache, or are computed once."""
         while self._waiting and len(self._rows) < self.max_rows:
-            batch: list[_Placement] = []
+            batch: list[Placement] = []
             prefixes: set[tuple[int, ...]] = set()
             free, tokens = self.max_rows - len(self._rows), 0
             while self._waiting and free and tokens < PREFILL_TOKENS:
@@ -169,9 +179,8 @@ class TorchEngine:
                 if prefix in prefixes:
                     break  # the next batch finds this prefix in the cache
                 rows = min(free, job.rows - job.admitted)
-                match = self._prefixes.match(prefix)
-                held = match.length if match.hidden_H is not None else min(match.length, len(prefix) - 1)
-                batch.append(_Placement(job, job.admitted, rows, match, held))
+                match, held = self._look_up(prefix)
+                batch.append(Placement(job, job.admitted, rows, match, held))
                 prefixes.add(prefix)
                 job.admitted += rows
                 if job.admitted == job.rows:
@@ -180,53 +189,48 @@ class TorchEngine:
                 tokens += len(prefix) - held
             self._place(batch)
 
-    def _place(self, batch: list[_Placement]) -> None:
+    def _place(self, batch: list[Placement]) -> None:
         """Give each sample a row that holds its prefix, and the hidden state of the prefix's last token.
 
         At first one row a request, side by side, those with something to compute in front: one pass serves them all.
         """
         start = len(self._rows)
         stop = start + sum(p.rows for p in batch)
-        longest = max(len(p.job.request.prefix) + p.job.max_tokens for p in batch)
-        self._cache.reserve(stop, longest)
-        self._reserve_hidden(stop)
+        self._reserve(stop, max(p.job.longest for p in batch))
         batch.sort(key=lambda p: p.held == len(p.job.request.prefix))
         for row, placement in enumerate(batch, start=start):
-            at = 0
-            for segment, length in placement.match.segments:
-                length = min(length, placement.held - at)
-                self._cache.write(row, at, segment.kv_LCKTD[..., :length, :])
-                at += length
-            if placement.match.hidden_H is not None:
-                self._hidden_RH[row] = placement.match.hidden_H
-            self._count_prefix(placement)
-        self._prefill(start, [p for p in batch if p.held < len(p.job.request.prefix)])
+            self._load(row, placement.match, placement.held)
+            request = placement.job.request
+            computed = len(request.prefix) - placement.held
+            cached = len(request.prefix) * placement.rows - computed
+            self._count(computed, cached, scored=request.n == 0)
+        work = [p for p in batch if p.held < len(p.job.request.prefix)]
+        self._prefill(start, [p.job.request.prefix for p in work], [p.held for p in work])
+        for row, placement in enumerate(work, start=start):  # kept for others
+            self._prefixes.insert(placement.job.request.prefix, self._cache, row, self._hidden_RH[row].clone())
         self._spread(start, stop, batch)
 
-    def _prefill(self, start: int, work: list[_Placement]) -> None:
-        """Run the uncached ends of the prefixes in the rows from `start` on, and keep them for others."""
-        prefixes = [p.job.request.prefix for p in work]
-        held = [p.held for p in work]
+    def _prefill(self, start: int, prefixes: Sequence[tuple[int, ...]], held: Sequence[int]) -> None:
+        """Run all but the first `held` tokens of each prefix, in the rows from `start` on."""
         while any(h < len(p) for p, h in zip(prefixes, held, strict=True)):
             steps = 1 if self.deterministic else max(len(p) - h for p, h in zip(prefixes, held, strict=True))
-            ids_RS = np.zeros((len(work), steps), dtype=np.int64)
-            position_RS = np.zeros((len(work), steps), dtype=np.int64)
+            ids_RS = np.zeros((len(prefixes), steps), dtype=np.int64)
+            position_RS = np.zeros((len(prefixes), steps), dtype=np.int64)
             for i, (prefix, h) in enumerate(zip(prefixes, held, strict=True)):
                 part = prefix[h : h + steps]
                 ids_RS[i, : len(part)] = part
                 # Padding repeats the last place with the last token: it writes there what stands there.
                 ids_RS[i, len(part) :] = part[-1]
                 position_RS[i] = np.minimum(np.arange(h, h + steps), len(prefix) - 1)
-            hidden_RSH = self._run(slice(start, start + len(work)), ids_RS, position_RS, int(position_RS.max()) + 1)
-            self._hidden_RH[start : start + len(work)] = hidden_RSH[:, -1]
+            rows = slice(start, start + len(prefixes))
+            hidden_RSH = self._run(rows, ids_RS, position_RS, int(position_RS.max()) + 1)
+            self._hidden_RH[rows] = hidden_RSH[:, -1]
             held = [min(h + steps, len(p)) for p, h in zip(prefixes, held, strict=True)]
-        for row, prefix in enumerate(prefixes, start=start):
-            self._prefixes.insert(prefix, self._cache, row, self._hidden_RH[row].clone())
 
-    def _spread(self, start: int, stop: int, batch: list[_Placement]) -> None:
+    def _spread(self, start: int, stop: int, batch: list[Placement]) -> None:
         """Give the prefix in each request's first row to the rows of its other samples."""
         values = self._values(self._hidden_RH[start : start + len(batch)])
-        rows: list[_Row] = []
+        rows: list[Row] = []
         target = stop
         # From the last request down: its rows lie highest, so no source is overwritten before it is read.
         for source in range(len(batch) - 1, -1, -1):
@@ -238,52 +242,122 @@ class TorchEngine:
             if request.want_value:
                 placement.job.prefix_value = values[source]
             step_end = self._step_end(request.delimiter)
-            rows[:0] = [_Row(placement.job, placement.first + i, step_end) for i in range(placement.rows)]
+            rows[:0] = [self._row(placement.job, placement.first + i, step_end) for i in range(placement.rows)]
         self._rows += rows
         for row in rows:
-            if row.job.request.n == 0:
+            if not row.job.completions:
                 self._done.append(Result(row.job.request.id, (), row.job.prefix_value))
-        self._compact(keep=[row.job.request.n > 0 for row in self._rows])
+        self._compact(keep=[bool(row.job.completions) for row in self._rows])
 
-    def _count_prefix(self, placement: _Placement) -> None:
-        prefix, request = len(placement.job.request.prefix), placement.job.request
-        computed = prefix - placement.held
-        if request.n == 0:
-            self.cost.scored_tokens += computed
-        else:
-            self.cost.prefill_tokens += computed
-        self.cost.cached_tokens += prefix * placement.rows - computed
-        self.cost.flops += self.policy.flops_per_token * computed
+    def _row(self, job: Job, sample: int, step_end: StepEnd | None) -> Row:
+        """The row of a sample, or of one of the request's given continuations behind them."""
+        request = job.request
+        tool = None if request.tool is None else self._tools[request.tool]
+        if sample < request.n:
+            guide = None if tool is None else Guide(tool.begin(request.prefix[request.prompt_tokens :]))
+            return Row(job, sample, request.seeds[sample] % 2**64, step_end, guide)
+        if not job.completions:
+            return Row(job, sample, 0, step_end)
+        room = self.max_context - len(request.prefix)
+        return Row(job, sample, 0, step_end, score_guide(request.given[sample - request.n], room, self._eos, tool))
 
-    def _sample(self) -> None:
-        """One token for every row, from the hidden state of its last token."""
+    def _answer(self) -> None:
+        """Put waiting questions to the policy, in rows behind those in flight that are free again at once."""
+        start, free = len(self._rows), max(1, self.max_rows - len(self._rows))
+        batch: list[tuple[Question, Match, int]] = []
+        tokens = 0
+        while self._questions and len(batch) < free and tokens < PREFILL_TOKENS:
+            question = self._questions.popleft()
+            batch.append((question, *self._look_up(question.ids)))
+            tokens += len(question.ids) - batch[-1][2]
+        self._reserve(start + len(batch), max(len(q.ids) for q, _, _ in batch))
+        batch.sort(key=lambda item: item[2] == len(item[0].ids))
+        for row, (question, match, held) in enumerate(batch, start=start):
+            self._load(row, match, held)
+            self._count(len(question.ids) - held, held, scored=True)
+        work = [(q, held) for q, _, held in batch if held < len(q.ids)]
+        self._prefill(start, [q.ids for q, _ in work], [held for _, held in work])
+        probs_QV = self.policy.head(self._hidden_RH[start : start + len(batch)]).float().softmax(-1)
+        for row, (question, match, _) in enumerate(batch):
+            options = [torch.tensor(sorted(set(o)), dtype=torch.long) for o in question.choice.options]
+            masses = (float(probs_QV[row, ids.to(probs_QV.device)].double().sum()) for ids in options)
+            question.answer = tuple(min(1.0, mass) for mass in masses)
+            if match.length < len(question.state):  # the state is kept; the suffix is not: it would push prefixes out
+                self._prefixes.insert(question.state, self._cache, start + row, hidden_H=None)
+            if question.job is not None:
+                for sample in question.samples:
+                    self._complete(question.job, sample, question.answer)
+
+    def _sample(self) -> bool:
+        """One token for every row, from the hidden state of its last token. False: all rows await a tool."""
         rows = self._rows
+        guided = [i for i, row in enumerate(rows) if row.guide is not None]
+        waiting = self._wait(guided) if guided else set()
+        if len(waiting) == len(rows):
+            return any(row.finish is not None for row in rows)
         logits_BV = self.policy.head(self._hidden_RH[: len(rows)])
         device = logits_BV.device
-        seeds = np.array([r.job.request.seeds[r.sample] % 2**64 for r in rows], dtype=np.uint64)
+        seeds = np.array([r.seed for r in rows], dtype=np.uint64)
         uniform_B = torch.from_numpy(uniforms(seeds, np.array([len(r.tokens) for r in rows], dtype=np.uint64)))
         temperature_B = torch.tensor([r.job.request.temperature for r in rows], device=device)
         top_p_B = torch.tensor([r.job.request.top_p for r in rows], device=device)
-        token_B, logp_B, behaviour_B = sample(logits_BV, temperature_B, top_p_B, uniform_B.to(device))
-        for row, token, logp, behaviour in zip(
-            rows, token_B.tolist(), logp_B.tolist(), behaviour_B.tolist(), strict=True
-        ):
+        drawn = [x_B.tolist() for x_B in sample(logits_BV, temperature_B, top_p_B, uniform_B.to(device))]
+        dictated = self._dictate(sorted({*guided} - waiting), logits_BV, drawn) if guided else set()
+        for index, (row, token, logp, behaviour) in enumerate(zip(rows, *drawn, strict=True)):
+            if index in waiting:
+                continue
             row.tokens.append(token)
             row.logprobs.append(logp)
             row.behaviour.append(behaviour)
-            if token in self._eos:
+            start = 0
+            if row.guide is not None:
+                row.finish = row.guide.took(token, index in dictated, self._eos, row.job.max_tokens - len(row.tokens))
+                if row.guide.scores or row.finish is not None:
+                    continue
+                start = row.guide.checked
+            elif token in self._eos:
                 row.finish = "eos"
-            elif row.step_end is not None and row.step_end.candidate[token] and row.step_end.ends(row.tokens):
-                row.finish = "step"
-            elif len(row.tokens) >= row.job.max_tokens:
+                continue
+            if row.step_end is not None and row.step_end.candidate[token] and start < len(row.tokens):
+                row.finish = "step" if row.step_end.ends(row.tokens[start:]) else None
+            if row.finish is None and len(row.tokens) >= row.job.max_tokens:
                 row.finish = "length"
-        self.cost.generated_tokens += len(rows)
+        self.cost.generated_tokens += len(rows) - len(waiting) - len(dictated)
+        return True
+
+    def _wait(self, guided: Sequence[int]) -> set[int]:
+        """Rows that get no token in this round: they await a tool, or its result just ended them."""
+        waiting = set()
+        for index in guided:
+            row = self._rows[index]
+            assert row.guide is not None
+            told = row.guide.wait(row.job.max_tokens - len(row.tokens))
+            if told is not False:
+                waiting.add(index)
+                row.finish = None if told is True else told
+        return waiting
+
+    def _dictate(self, guided: Sequence[int], logits_BV: torch.Tensor, drawn: list[list[Any]]) -> set[int]:
+        """Put what tools force and what is given in place of what was drawn, with the policy's log-prob of it."""
+        chosen = [i for i in guided if (guide := self._rows[i].guide) is not None and guide.dictates]
+        if not chosen:
+            return set()
+        guides = [self._rows[i].guide for i in chosen]
+        tokens = [guide.next() for guide in guides if guide is not None]
+        token_D1 = torch.tensor(tokens, device=logits_BV.device)[:, None]
+        logp_DV = torch.log_softmax(logits_BV[chosen].float(), dim=-1)
+        for index, token, logp in zip(chosen, tokens, logp_DV.gather(-1, token_D1)[:, 0].tolist(), strict=True):
+            drawn[0][index], drawn[1][index], drawn[2][index] = token, logp, 0.0
+        given = sum(guide is not None and guide.scores for guide in guides)
+        self.cost.scored_tokens += given
+        self.cost.prefill_tokens += len(chosen) - given
+        return set(chosen)
 
     def _forward(self) -> None:
         """Run each row's newest token through the model, then retire the rows that are finished.
 
-        Rows that finish without need of a value leave before the pass; the others close with it, which gives V and
-        completes the keys and values that later expansions of the step start from.
+        Rows that finish without need of a value or a choice leave before the pass; the others close with it, which
+        gives V and completes the keys and values that later expansions of the step, and questions on it, start from.
         """
         for row in self._rows:
             if row.finish is not None and not self._closes(row):
@@ -291,11 +365,9 @@ class TorchEngine:
         keep = [row.finish is None or self._closes(row) for row in self._rows]
         if not all(keep):
             for index, row in enumerate(self._rows):
-                if not keep[index] and row.finish == "step":
+                if not keep[index] and (row.finish == "step" or self._asks(row)):
                     # Its last token has not been run: whoever continues the step computes that one.
-                    self._prefixes.insert(
-                        row.job.request.prefix + tuple(row.tokens[:-1]), self._cache, index, hidden_H=None
-                    )
+                    self._keep_state(index, row.tokens[:-1], hidden_H=None)
             self._compact(keep)
         rows = self._rows
         if not rows:
@@ -312,34 +384,119 @@ class TorchEngine:
         for index, value in zip(closing, values, strict=True):
             row = rows[index]
             if row.finish == "step":
-                state = row.job.request.prefix + tuple(row.tokens)
-                self._prefixes.insert(state, self._cache, index, self._hidden_RH[index].clone())
-            self._retire(row, value)
+                self._keep_state(index, row.tokens, self._hidden_RH[index].clone())
+            elif self._asks(row):
+                self._keep_state(index, row.tokens[:-1], hidden_H=None)
+            self._retire(row, value if row.job.request.want_value else None)
         self.cost.scored_tokens += len(closing)
         self._compact(keep=[row.finish is None for row in rows])
 
     # --- small parts
 
-    def _closes(self, row: _Row) -> bool:
-        """Whether a finished row's last token is run for its value."""
-        return row.job.request.want_value and self.has_values and row.finish != "length"
+    def _closes(self, row: Row) -> bool:
+        """Whether a finished row's last token is run: for its value, or because a question follows it."""
+        if row.finish == "length":
+            return False
+        return (row.job.request.want_value and self.has_values) or (self._asks(row) and row.finish == "step")
 
-    def _retire(self, row: _Row, value: float | None) -> None:
-        """Turn a finished row into a completion, and the last one of a request into its result."""
-        request, job = row.job.request, row.job
+    def _asks(self, row: Row) -> bool:
+        return row.job.request.choice is not None and row.finish != "length"
+
+    def _keep_state(self, index: int, tokens: Sequence[int], hidden_H: torch.Tensor | None) -> None:
+        """Keep a row's prefix and `tokens` for those who continue them."""
+        state = self._rows[index].job.request.prefix + tuple(tokens)
+        self._prefixes.insert(state, self._cache, index, hidden_H)
+
+    def _retire(self, row: Row, value: float | None) -> None:
+        """Turn a finished row into a completion; where a choice follows, its request waits for the answer."""
+        request, job, guide = row.job.request, row.job, row.guide
         assert row.finish is not None
         tempered = request.temperature != 1 or request.top_p < 1
+        if guide is not None:
+            guide.close()
         job.completions[row.sample] = Completion(
             tokens=tuple(row.tokens),
             logprobs=tuple(row.logprobs),
             finish=row.finish,
-            behaviour=tuple(row.behaviour) if tempered else None,
+            behaviour=tuple(row.behaviour) if tempered and row.sample < request.n else None,
+            forced=tuple(guide.forced) if guide is not None and any(guide.forced) else None,
             value=value,
             policy_version=job.version,
         )
+        if request.choice is not None and row.finish != "length":
+            self._ask(job, row.sample, request.choice, tuple(row.tokens))
+        else:
+            self._complete(job, row.sample, None)
+
+    def _ask(self, job: Job, sample: int, choice: Choice, tokens: tuple[int, ...]) -> None:
+        """Put a choice after a sample, or wait with an equal sample for its answer."""
+        question = job.questions.get(tokens)
+        if question is None:
+            question = self._question(job.request.prefix + tokens, choice)
+            if len(question.ids) > self.max_context:  # no room: the sample is none the worse for it
+                self._complete(job, sample, None)
+                return
+            question.job = job
+            job.questions[tokens] = question
+            self._questions.append(question)
+        if question.answer is None:
+            question.samples.append(sample)
+        else:
+            self._complete(job, sample, question.answer)
+
+    def _question(self, prefix: tuple[int, ...], choice: Choice) -> Question:
+        ended = bool(prefix) and prefix[-1] in self._eos
+        state = prefix[:-1] if ended else prefix
+        return Question(state, state + (choice.after_eos if ended else ()) + choice.suffix, choice)
+
+    def _complete(self, job: Job, sample: int, choice_probs: tuple[float, ...] | None) -> None:
+        """A sample needs nothing more; the last one of a request makes its result."""
+        completion = job.completions[sample]
+        if choice_probs is not None and completion is not None:
+            job.completions[sample] = replace(completion, choice_probs=choice_probs)
         job.missing -= 1
         if not job.missing:
-            self._done.append(Result(request.id, tuple(c for c in job.completions if c), job.prefix_value))
+            self._done.append(Result(job.request.id, tuple(c for c in job.completions if c), job.prefix_value))
+
+    def _refusal(self, request: Request, room: int) -> str | None:
+        """Why a request cannot be answered."""
+        if not request.prefix:
+            return "the prefix is empty: at least one token must be given"
+        if (request.n or request.given) and room < 1:
+            return f"the prefix has {len(request.prefix)} tokens, the model's context is {self.max_context}"
+        if len(request.seeds) < request.n:
+            return f"{request.n} samples need as many seeds"
+        if not all(request.given):
+            return "a given continuation is empty: at least one token must be scored"
+        return None if request.choice is None else self._choice_error(request.choice)
+
+    def _choice_error(self, choice: Choice) -> str | None:
+        ids = {*choice.suffix, *choice.after_eos}.union(*choice.options)
+        wrong = sorted(i for i in ids if not 0 <= i < self._vocabulary)
+        return f"the choice names token {wrong[0]}, the vocabulary has {self._vocabulary}" if wrong else None
+
+    def _look_up(self, prefix: tuple[int, ...]) -> tuple[Match, int]:
+        """What the cache holds of a prefix, and how many of its tokens need not be computed."""
+        match = self._prefixes.match(prefix)
+        return match, match.length if match.hidden_H is not None else min(match.length, len(prefix) - 1)
+
+    def _load(self, row: int, match: Match, held: int) -> None:
+        """Copy the first `held` tokens of a match into a row."""
+        at = 0
+        for segment, length in match.segments:
+            length = min(length, held - at)
+            self._cache.write(row, at, segment.kv_LCKTD[..., :length, :])
+            at += length
+        if match.hidden_H is not None:
+            self._hidden_RH[row] = match.hidden_H
+
+    def _count(self, computed: int, cached: int, *, scored: bool) -> None:
+        if scored:
+            self.cost.scored_tokens += computed
+        else:
+            self.cost.prefill_tokens += computed
+        self.cost.cached_tokens += cached
+        self.cost.flops += self.policy.flops_per_token * computed
 
     def _compact(self, keep: Sequence[bool]) -> None:
         """Close the gaps that retired rows leave: the last rows move into them."""
@@ -380,10 +537,14 @@ class TorchEngine:
         if delimiter is None:
             return None
         if delimiter not in self._step_ends:
-            self._step_ends[delimiter] = StepEnd(self.policy.tokenizer, delimiter)
+            end = self._step_ends[delimiter] = StepEnd(self.policy.tokenizer, delimiter)
+            # A model may have more logits than its tokenizer has tokens.
+            end.candidate = np.pad(end.candidate, (0, max(0, self._vocabulary - len(end.candidate))))
         return self._step_ends[delimiter]
 
-    def _reserve_hidden(self, rows: int) -> None:
+    def _reserve(self, rows: int, length: int) -> None:
+        """Make room for `rows` rows of `length` positions."""
+        self._cache.reserve(rows, length)
         if rows > len(self._hidden_RH):
             grown = self._hidden_RH.new_zeros(max(rows, 2 * len(self._hidden_RH)), self.policy.hidden_size)
             grown[: len(self._hidden_RH)] = self._hidden_RH

@@ -1,68 +1,205 @@
-"""The stages that make training data: search the training problems, then turn the trees into preferences."""
+"""The stages that make training data: search the training problems, then turn the trees into preferences.
+
+Ground truth in the search (a hint, injected reference steps) is put in here, problem by problem, and nowhere else:
+decoding and evaluation are given questions and make their own searches.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
 
-from treepref.driver import Job, drive
-from treepref.errors import TooFewPairs
+from treepref.config import SelfEvaluationConfig
+from treepref.driver import DriveReport, Job, Progress, drive
+from treepref.errors import RecipeError, TooFewPairs
 from treepref.loops.session import Session
-from treepref.preferences import PairStats, sibling_pairs, solution_pairs
+from treepref.models.steps import split_steps
+from treepref.models.text import choice_of, encode_solution
+from treepref.preferences import PairStats, sibling_pairs, solution_pairs, trace_pairs
 from treepref.progress import stage_progress
+from treepref.search.base import Judge, Search
+from treepref.search.episodes import EpisodeMcts
 from treepref.search.mcts import Mcts
-from treepref.types import Cost, Pair, Tree, new_tree
+from treepref.types import Choice, Cost, Pair, Problem, Tree, new_tree
+
+Rules = Callable[[Problem], Search]
+"""The search of a problem."""
 
 
-def search_rules(session: Session, round: int) -> Mcts:
-    """The search of a round, from the recipe."""
+def search_rules(session: Session, round: int) -> Rules:
+    """The search of a round for each problem, from the recipe. Raises RecipeError for constants that cannot be."""
+    return _episode_rules(session, round) if session.recipe.method == "mcts_dpo" else _mcts_rules(session, round)
+
+
+def _mcts_rules(session: Session, round: int) -> Rules:
     config, task = session.recipe.search, session.recipe.task
     first = config.first_temperature if round == 1 else None
-    return Mcts(
-        simulations=config.simulations, children=config.children, c=config.c, temperature=first or config.temperature,
-        top_p=config.top_p, max_depth=config.max_depth, max_step_tokens=config.max_step_tokens,
-        max_context=session.engine.max_context, leaves_in_flight=config.leaves_in_flight, delimiter=task.delimiter,
-        evaluate=config.evaluate, seed=session.recipe.seed,
+    rules = Mcts(
+        simulations=config.simulations, children=config.children, root_children=config.root_children, c=config.c,
+        temperature=first or config.temperature, top_p=config.top_p, max_depth=config.max_depth,
+        max_step_tokens=config.max_step_tokens, max_context=session.engine.max_context,
+        leaves_in_flight=config.leaves_in_flight, delimiter=task.delimiter, evaluate=config.evaluate,
+        seed=session.recipe.seed,
     )  # fmt: skip
+    return lambda problem: rules
 
 
-def search(session: Session, round: int) -> None:
+def _episode_rules(session: Session, round: int) -> Rules:
+    config, context = session.recipe.search, session.engine.max_context
+    first = config.first_temperature if round == 1 else None
+    try:
+        plain = EpisodeMcts(
+            simulations=config.simulations, children=config.children, root_children=config.root_children, c=config.c,
+            length_power=config.length_power, temperature=first or config.temperature, top_p=config.top_p,
+            max_depth=config.max_depth, max_step_tokens=config.max_step_tokens, max_context=context,
+            leaves_in_flight=config.leaves_in_flight, delimiter=session.recipe.task.delimiter,
+            seed=session.recipe.seed,
+        )  # fmt: skip
+    except ValueError as error:
+        raise RecipeError(f"search: {error}") from error
+    asked, weight = _questions(session), config.self_evaluation.weight if config.self_evaluation else 0.0
+
+    def rules(problem: Problem) -> EpisodeMcts:
+        choice = asked(problem)
+        room = context - len(choice.suffix) - len(choice.after_eos) if choice else context
+        steps = reference_steps(session, problem) if config.inject_reference else ()
+        return replace(plain, choice=choice, weight=weight, max_context=room, reference=steps)
+
+    return rules
+
+
+def _questions(session: Session) -> Callable[[Problem], Choice | None]:
+    """The self-evaluation question of each problem: the same for all, but for a hint."""
+    config, tokenizer, delimiter = session.recipe.search.self_evaluation, session.tokenizer(), session.task.delimiter
+    if config is None:
+        return lambda problem: None
+
+    def choice(problem: Problem | None) -> Choice:
+        text = self_evaluation_text(config, session.task.self_evaluation, problem)
+        return choice_of(tokenizer, text, (config.right, config.wrong), after_eos=delimiter)
+
+    if config.hint:
+        return choice
+    common = choice(None)
+    return lambda problem: common
+
+
+def self_evaluation_text(config: SelfEvaluationConfig, default: str, hinted: Problem | None) -> str:
+    """What is asked after the solution so far: a worked example, if the recipe has one, and the question.
+
+    `hinted`: the problem whose reference answer is shown, in the place of `{answer}` or in a line before the question.
+    Raises RecipeError where the question wants an answer and no hint is allowed.
+    """
+    question = default if config.question is None else config.question
+    if hinted is None:
+        if "{answer}" in question:
+            raise RecipeError(
+                "search.self_evaluation.question shows {answer}, the ground truth, but search.self_evaluation.hint is "
+                "false: allow it, or take {answer} out"
+            )
+    elif "{answer}" in question:
+        question = question.replace("{answer}", hinted.answer)
+    else:
+        question = f"The correct answer is {hinted.answer}.\n{question}"
+    return question if config.example is None else config.example.rstrip("\n") + "\n" + question
+
+
+def reference_steps(session: Session, problem: Problem) -> tuple[tuple[int, ...], ...]:
+    """The steps of the problem's own rationale as the policy would write them, EOS in the last; none without one."""
+    if problem.rationale is None:
+        return ()
+    policy = session.engine.policy
+    text = session.task.solution_text(problem, random.Random(f"{session.recipe.seed}/reference/{problem.id}"))
+    tokens = encode_solution(policy.tokenizer, text, policy.eos_id)
+    steps, start = [], 0
+    for length in split_steps(policy.tokenizer, tokens, session.task.delimiter):
+        steps.append(tokens[start : start + length])
+        start += length
+    return tuple(steps)
+
+
+def search(session: Session, round: int, version: int | None = None) -> None:
     """Grow a tree on every training problem with the policy that round − 1 ended with.
 
-    Resumes at the expansion. Raises BudgetError where a limit stops it.
+    `version`: what the trees call that policy; None: round − 1. Resumes at the expansion. Raises BudgetError where a
+    limit stops it.
     """
     stage = f"round-{round}/search"
     if not session.begin(stage):
         return
-    version = round - 1
-    engine, store, recipe = session.serve(version), session.store, session.recipe
-    rules = search_rules(session, round)
-    total = store.count_problems("train")
+    engine, store = session.serve(round - 1), session.store
     done = store.count_trees(stage)
-    before, judge = engine.cost + Cost(), session.judge("train")
+    before = engine.cost + Cost()
     stop = session.stop_reason(lambda: engine.cost - before)
-    with stage_progress(f"round {round}: search", total, unit="trees", done=done) as bar:
-        todo = (p for p in session.problems("train") if not store.has_tree(stage, p.id))
-        report = drive(
-            (Job(new_tree(p.id, p.id, session.encode(p.question), version), rules, judge) for p in todo),
-            engine,
-            run_seed=recipe.seed + 1_000_003 * round,
-            trees_in_flight=recipe.search.trees_in_flight,
-            journal=store.journal(stage, version),
-            on_done=lambda job: store.finish_tree(stage, job.tree),
-            on_progress=lambda p: bar.update(done=done + p.trees, tokens=p.tokens),
+    with stage_progress(f"round {round}: search", store.count_problems("train"), unit="trees", done=done) as bar:
+        report = grow_trees(
+            session,
+            round,
+            session.problems("train"),
+            search_rules(session, round),
+            session.judge("train"),
+            version=round - 1 if version is None else version,
             stop=stop,
+            on_progress=lambda p: bar.update(done=done + p.trees, tokens=p.tokens),
         )
     session.require_done(report, stop)
+    finish_search(session, round)
+
+
+def grow_trees(
+    session: Session,
+    round: int,
+    problems: Iterable[Problem],
+    rules: Rules,
+    judge: Judge,
+    *,
+    version: int,
+    stop: Callable[[], str | None],
+    on_progress: Callable[[Progress], None],
+) -> DriveReport:
+    """Grow and store the trees of those `problems` that have none yet in this round."""
+    stage, store, recipe = f"round-{round}/search", session.store, session.recipe
+    todo = (p for p in problems if not store.has_tree(stage, p.id))
+    return drive(
+        (
+            Job(new_tree(p.id, p.id, session.encode(p.question), version), rules(p), judge, tool=recipe.task.tool)
+            for p in todo
+        ),
+        session.engine,
+        run_seed=recipe.seed + 1_000_003 * round,
+        trees_in_flight=recipe.search.trees_in_flight,
+        journal=store.journal(stage, version),
+        on_done=lambda job: store.finish_tree(stage, job.tree),
+        on_progress=on_progress,
+        stop=stop,
+    )
+
+
+def finish_search(session: Session, round: int) -> None:
+    """Every problem of the round has its tree."""
+    stage, store = f"round-{round}/search", session.store
     store.finish_stage(stage, {"trees": store.count_trees(stage), "mixed": store.count_trees(stage, mixed=True)})
 
 
 def pairs_of(session: Session, tree: Tree) -> list[Pair]:
-    """The tree's preferences at the level that the recipe asks for."""
+    """The tree's preferences at the level and by the rule that the recipe asks for."""
     config = session.recipe.pairs
-    return solution_pairs(tree, config) if config.level == "solution" else sibling_pairs(tree, config)
+    if config.level == "solution":
+        return solution_pairs(tree, config)
+    return trace_pairs(tree, config) if config.rule == "trace" else sibling_pairs(tree, config)
 
 
-def make_pairs(session: Session, round: int) -> None:
+SEARCH_KEYS = ("search.simulations, search.children", "search.temperature", "pairs.min_gap, pairs.min_visits")
+"""The recipe keys that advice names: for more samples, for more various ones, for more pairs of them."""
+
+
+def make_pairs(
+    session: Session,
+    round: int,
+    rule: Callable[[Session, Tree], list[Pair]] = pairs_of,
+    keys: tuple[str, str, str] = SEARCH_KEYS,
+) -> None:
     """Turn the round's trees into preferences. Raises TooFewPairs, with advice, where too few problems give any."""
     stage = f"round-{round}/pairs"
     if not session.begin(stage):
@@ -71,7 +208,7 @@ def make_pairs(session: Session, round: int) -> None:
     stats = PairStats()
     pairs: list[Pair] = []
     for tree in store.trees(f"round-{round}/search"):
-        found = pairs_of(session, tree)
+        found = rule(session, tree)
         pairs += found
         stats.add(tree, found)
     with store.transaction():
@@ -79,22 +216,23 @@ def make_pairs(session: Session, round: int) -> None:
         if stats.paired >= config.min_problems:
             store.finish_stage(stage, asdict(stats))
     if stats.paired < config.min_problems:
-        raise TooFewPairs(_advice(stats, config.min_problems, round))
+        outcome = "Nothing was trained: so few would fit noise."
+        raise TooFewPairs(advice(stats, config.min_problems, round, outcome, keys))
 
 
-def _advice(stats: PairStats, wanted: int, round: int) -> str:
-    """Why there is too little to learn from, and what to do about it."""
+def advice(stats: PairStats, wanted: int, round: int, outcome: str, keys: tuple[str, str, str] = SEARCH_KEYS) -> str:
+    """Why there is too little to learn from, and what to do about it; `outcome` says what became of the round."""
+    samples, variety, filters = keys
     unsolved, always = stats.trees - stats.solved, stats.solved - stats.mixed
     if unsolved > always:
         why = (
-            "most others were never solved: take easier problems, more samples (search.simulations, search.children), "
+            f"most others were never solved: take easier problems, more samples ({samples}), "
             "or a stronger warm-up (warmup.epochs, task.splits.labelled)"
         )
     else:
-        why = "most others were never missed: take harder problems, or a higher search.temperature"
+        why = f"most others were never missed: take harder problems, or a higher {variety}"
     return (
         f"round {round}: only {stats.paired} problems gave a pair, pairs.min_problems asks for {wanted}. Of "
         f"{stats.trees} trees {unsolved} found no right solution and {always} no wrong one; {why}. More problems "
-        "(task.splits.train) or looser filters (pairs.min_gap, pairs.min_visits) help too. Nothing was trained: so few "
-        "would fit noise."
+        f"(task.splits.train) or looser filters ({filters}) help too. {outcome}"
     )

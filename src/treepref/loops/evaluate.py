@@ -64,7 +64,7 @@ def _run_decoder(session: Session, version: int, decoder: Decoder) -> None:
     trees = decoding.trees(decoder, todo, session.encode, version)
     with stage_progress(f"round {version}: {decoder.name}", len(problems), unit="problems", done=done) as bar:
         report = drive(
-            (Job(tree, decoder.search, judge=lambda tree, tokens: None) for tree in trees),
+            (Job(tree, decoder.search, judge=lambda tree, tokens: None, tool=recipe.task.tool) for tree in trees),
             engine,
             run_seed=recipe.seed,
             trees_in_flight=max(1, recipe.engine.max_rows),
@@ -82,12 +82,13 @@ def _check(tree: Tree, decoder: Decoder, problem: Problem, session: Session) -> 
     for sample, answer in enumerate(decoding.answers(decoder, tree)):
         if answer is None or answer.finish != "eos":
             generated, scored = (answer.generated, answer.scored) if answer else decoding.tree_tokens(tree)
-            yield Solution(problem.id, sample, False, None, generated, scored, finish="length")
+            forced = answer.forced if answer else 0
+            yield Solution(problem.id, sample, False, None, generated, scored, finish="length", forced=forced)
             continue
         text, verdict = session.check(answer.tokens, problem)
         yield Solution(
             problem.id, sample, verdict.correct, verdict.answer, answer.generated, answer.scored, answer.value,
-            answer.finish, text,
+            answer.finish, text, answer.forced,
         )  # fmt: skip
 
 
@@ -108,4 +109,5 @@ def summarise(session: Session, version: int, names: list[str]) -> dict[str, obj
         solutions(session, version - 1, "greedy") or None if version else None,
         number=version,
         first=solutions(session, 0, "greedy") or None if version else None,
+        tools=session.recipe.task.tool is not None,
     )

@@ -10,12 +10,17 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+from treepref.config import Recipe
 from treepref.errors import RecipeError, StoreError
 from treepref.recipe_io import dump_recipe, load_recipe, recipe_changes
 from treepref.run_folder import disk_errors, land_file, land_folder
 from treepref.store import Store
 
-FREE = ("name", "rounds", "pairs.", "train.", "budget.", "eval.samples", "eval.sbs", "eval.mcts")
+FREE = (
+    "name", "rounds", "pairs.", "train.", "budget.", "eval.samples", "eval.sbs", "eval.mcts",
+    "self_training.label_samples", "self_training.similarity", "self_training.pairs_per_problem",
+    "self_training.cap_percentile", "self_training.patience",
+)  # fmt: skip
 """Keys (or their sections) in which a fork may differ: none of them touches what is copied."""
 _KEPT = "name LIKE 'round-0/%' OR name = 'round-1/search'"
 
@@ -23,9 +28,12 @@ _KEPT = "name LIKE 'round-0/%' OR name = 'round-1/search'"
 def fork(run: Path, out: Path, overrides: list[str]) -> None:
     """Copy the problems, the warm-up, the evaluation of round 0 and the first search of `run` to a new run `out`.
 
-    Raises RecipeError for a change outside `FREE`; StoreError where the first search is not done or `out` exists.
+    Raises RecipeError for a change outside `FREE` or a run whose samples do not come before its training; StoreError
+    where the first search is not done or `out` exists.
     """
     old, new = load_recipe(run / "recipe.yaml"), load_recipe(run / "recipe.yaml", overrides)
+    if why := _no_first_search(old.recipe):
+        raise RecipeError(f"{run} cannot be forked: {why}. Start a run of its own with `treepref run`")
     frozen = [str(c) for c in recipe_changes(old.recipe, new.recipe) if not c.key.startswith(FREE)]
     if frozen:
         raise RecipeError(
@@ -50,6 +58,17 @@ def fork(run: Path, out: Path, overrides: list[str]) -> None:
         text.write_text(dump_recipe(new.recipe), encoding="utf-8")
         land_file(text, scratch / "recipe.yaml")
     land_folder(scratch, out)
+
+
+def _no_first_search(recipe: Recipe) -> str | None:
+    """Why a run under this recipe has no first search of its own, made before anything learns from it."""
+    if recipe.method == "mcts_dpo" and recipe.online.enabled:
+        return "it searches and trains by turns (online.enabled), so its trees already follow from its training"
+    if recipe.method == "dpo_st" and not recipe.self_training.pseudo_labels:
+        return "it samples nothing (self_training.pseudo_labels is false)"
+    if recipe.method == "dpo_st" and not recipe.self_training.dpo:
+        return "it samples nothing for preferences (self_training.dpo is false)"
+    return None
 
 
 def _copy_database(source: Path, target: Path) -> None:

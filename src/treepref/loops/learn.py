@@ -16,9 +16,10 @@ from treepref.preferences import correct_paths, value_targets
 from treepref.progress import stage_progress
 from treepref.training.examples import Example, attach_reference, example_from_solution, example_from_tree
 from treepref.training.forward import model_scorer
-from treepref.training.learner import Learner, LearnerSettings, plan_steps
+from treepref.training.learner import Learner, LearnerSettings
 from treepref.training.probe import probe_packing
-from treepref.types import Cost, Pair, Tree
+from treepref.training.schedule import plan_steps
+from treepref.types import Cost, Pair, Problem, Tree
 
 PASS_TOKENS = 4096
 """Tokens in one forward pass: several short rows cost less than a long one, for attention grows with a row's length."""
@@ -30,10 +31,17 @@ SFT_SOLUTIONS = 4
 
 def warm_up(session: Session) -> None:
     """SFT of the recipe's model on the labelled problems; the result is policy 0. Nothing to do where epochs is 0."""
+    if session.recipe.warmup.epochs and session.begin("round-0/sft"):
+        fine_tune(session, "round-0/sft", version=0)
+
+
+def fine_tune(session: Session, stage: str, *, version: int, more: Sequence[Example] = ()) -> None:
+    """SFT of the recipe's model, under its `warmup` section, on the labelled problems and `more`: policy `version`.
+
+    `more` holds each example once for every epoch. Raises DataError where no labelled problem fits into the context.
+    """
     config = session.recipe.warmup
-    if not config.epochs or not session.begin("round-0/sft"):
-        return
-    policy = session.policy(0, lora=True)
+    policy = session.base(lora=True)
     examples = _labelled(session, policy, config.epochs)
     if not examples:
         raise DataError(
@@ -41,26 +49,30 @@ def warm_up(session: Session) -> None:
             "model with a longer context, or set warmup.epochs=0"
         )
     settings = LearnerSettings.from_warmup(
-        config, seed=session.recipe.seed, row_tokens=session.recipe.train.row_tokens, rows_per_pass=_rows(session)
+        config,
+        seed=session.recipe.seed,
+        row_tokens=session.recipe.train.row_tokens,
+        rows_per_pass=rows_per_pass(session),
     )
-    _fit(session, "round-0/sft", policy, settings, examples, version=0, epochs=1, batch_tokens=config.batch_tokens)
+    every = [*examples, *more]
+    _fit(session, stage, policy, settings, every, version=version, epochs=1, batch_tokens=config.batch_tokens)
 
 
 def _labelled(session: Session, policy: Policy, epochs: int) -> list[Example]:
     """The labelled problems as prompt and solution, tokenised once and whole; each epoch draws its step sizes anew.
 
-    A solution longer than the context is reported and left out.
+    What the recipe's tool would have forced is not trained on. A solution longer than the context is reported and left
+    out.
     """
-    task, limit, seed = session.task, policy.max_context, session.recipe.seed
     examples = []
     for problem in session.problems("labelled"):
-        prompt = encode_prompt(policy.tokenizer, task.prompt(problem.question), session.recipe.task.chat)
+        prompt = encode_prompt(policy.tokenizer, session.task.prompt(problem.question), session.recipe.task.chat)
         for epoch in range(epochs):
-            text = task.solution_text(problem, random.Random(f"{seed}/{epoch}/{problem.id}"))
-            solution = encode_solution(policy.tokenizer, text, policy.eos_id)
-            length = len(prompt) + len(solution)
+            solution = written_solution(session, problem, epoch, policy)
+            length, limit = len(prompt) + len(solution), policy.max_context
             if length <= limit:
-                examples.append(example_from_solution(prompt, solution, id=f"{epoch}/{problem.id}"))
+                forced = session.forced(solution)
+                examples.append(example_from_solution(prompt, solution, id=f"{epoch}/{problem.id}", forced=forced))
             else:
                 message = (
                     f"problem {problem.id}: left out, {length} tokens are more than the model's context of {limit}"
@@ -69,9 +81,20 @@ def _labelled(session: Session, policy: Policy, epochs: int) -> list[Example]:
     return examples
 
 
-def train(session: Session, round: int) -> None:
-    """One round's update: from policy round − 1 and the round's preferences to policy `round`."""
-    stage = f"round-{round}/train"
+def written_solution(session: Session, problem: Problem, epoch: int, policy: Policy | None = None) -> tuple[int, ...]:
+    """A labelled problem's rationale as the warm-up learns it in an epoch, EOS behind it."""
+    text = session.task.solution_text(problem, random.Random(f"{session.recipe.seed}/{epoch}/{problem.id}"))
+    if policy is None:
+        return encode_solution(session.tokenizer(), text)
+    return encode_solution(policy.tokenizer, text, policy.eos_id)
+
+
+def train(session: Session, round: int, *, name: str = "train", version: int | None = None) -> None:
+    """One round's update: from policy round − 1 and the round's preferences to policy `version` (None: `round`).
+
+    `name`: the stage `round-R/NAME` that it is.
+    """
+    stage = f"round-{round}/{name}"
     if not session.begin(stage):
         return
     config = session.recipe.train
@@ -79,11 +102,14 @@ def train(session: Session, round: int) -> None:
     examples = tree_examples(session, round)
     on_policy = config.objective == "sft" or _reference_version(session, round) == round - 1
     if config.objective != "sft":
-        examples = _with_reference(session, round, policy, examples)
-    settings = LearnerSettings.from_train(config, seed=session.recipe.seed + round, rows_per_pass=_rows(session))
+        examples = _with_reference(session, stage, round, policy, examples)
+    settings = LearnerSettings.from_train(
+        config, seed=session.recipe.seed + round, rows_per_pass=rows_per_pass(session)
+    )
     _fit(
-        session, stage, policy, settings, examples, version=round, epochs=config.epochs,
-        batch_trees=config.batch_trees, reference_is_policy=on_policy and config.objective != "sft",
+        session, stage, policy, settings, examples, version=round if version is None else version,
+        epochs=config.epochs, batch_trees=config.batch_trees,
+        reference_is_policy=on_policy and config.objective != "sft",
     )  # fmt: skip
 
 
@@ -92,7 +118,7 @@ def tree_examples(session: Session, round: int) -> list[Example]:
     config, store = session.recipe.train, session.store
     by_tree = {key: list(found) for key, found in groupby(_by_tree(session, round), key=lambda pair: pair.tree)}
     trees = store.trees(f"round-{round}/search")
-    examples = [_example(tree, by_tree.get(tree.key, []), config.objective, config.smoothing) for tree in trees]
+    examples = [tree_example(tree, by_tree.get(tree.key, []), config.objective, config.smoothing) for tree in trees]
     return [e for e in examples if e.pairs or e.counts.values or e.counts.tokens]
 
 
@@ -100,7 +126,7 @@ def _by_tree(session: Session, round: int) -> list[Pair]:
     return sorted(session.store.pairs(round), key=lambda pair: (pair.tree, pair.id))
 
 
-def _example(tree: Tree, pairs: Sequence[Pair], objective: str, smoothing: Any) -> Example:
+def tree_example(tree: Tree, pairs: Sequence[Pair], objective: str, smoothing: Any) -> Example:
     if objective == "sft":  # rejection-sampling fine-tuning: NLL of right solutions, no preference
         return example_from_tree(tree, [], sft_paths=correct_paths(tree, SFT_SOLUTIONS))
     targets = value_targets(tree) if objective == "svpo" else {}
@@ -111,14 +137,16 @@ def _reference_version(session: Session, round: int) -> int:
     return 0 if session.recipe.train.reference == "initial" else round - 1
 
 
-def _with_reference(session: Session, round: int, policy: Policy, examples: list[Example]) -> list[Example]:
+def _with_reference(session: Session, stage: str, round: int, policy: Policy, examples: list[Example]) -> list[Example]:
     """Reference log-probs: those recorded while sampling where they are the reference's, else computed here."""
     version = _reference_version(session, round)
     reference = policy if version == round - 1 else session.policy(version)
-    scorer = model_scorer(reference.model, row_tokens=session.recipe.train.row_tokens, rows_per_pass=_rows(session))
+    scorer = model_scorer(
+        reference.model, row_tokens=session.recipe.train.row_tokens, rows_per_pass=rows_per_pass(session)
+    )
     attached, report = attach_reference(examples, scorer, reference_version=version, seed=session.recipe.seed)
     session.store.event(
-        f"round-{round}/train",
+        stage,
         "info",
         f"reference log-probs: {report.recorded} trees as recorded, {report.recomputed} recomputed; "
         f"{report.checked} nodes checked, largest difference {report.worst:.1e}",
@@ -142,8 +170,8 @@ def _fit(
     """Train, save the folder of `version`, and publish the weights to the engine in memory."""
     probe_packing(policy.model, longest_path=max((e.longest_path for e in examples), default=None))
     checkpoints = session.out / "checkpoints" / stage.replace("/", "-")
-    learner = Learner(policy.model, policy.value_head, settings)
-    learner.flops_per_token = float(policy.flops_per_token)  # search and training are counted alike
+    flops = float(policy.flops_per_token)  # search and training are counted alike
+    learner = Learner(policy.model, policy.value_head, settings, flops_per_token=flops)
     steps: list[dict[str, float]] = session.store.meta(f"steps/{stage}", [])
     stop = session.stop_reason(_training_cost(lambda: steps))
     batches = {"batch_trees": batch_trees, "batch_tokens": batch_tokens}
@@ -193,5 +221,5 @@ def _training_cost(steps: Callable[[], Sequence[dict[str, float]]]) -> Callable[
     return cost
 
 
-def _rows(session: Session) -> int:
+def rows_per_pass(session: Session) -> int:
     return max(1, PASS_TOKENS // session.recipe.train.row_tokens)

@@ -27,7 +27,9 @@ from treepref.store import Store
 from treepref.tasks.checking import Checker, Verdict
 from treepref.tasks.loading import load_splits
 from treepref.tasks.task import Task, load_task
-from treepref.training.probe import probe_packing
+from treepref.tools import Tool, load_tool
+from treepref.tools.masks import forced_mask
+from treepref.training.probe import attention_window, probe_packing
 from treepref.types import Cost, Problem, Question
 
 if TYPE_CHECKING:
@@ -63,6 +65,8 @@ class Session:
         self.budget = Budget(self.recipe.budget)
         self._engine: TorchEngine | None = None
         self._checker: Checker | None = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._tool: Tool | None = None
         self._since_disk_check = 0
         self._disk_bytes = self.store.disk_bytes()
 
@@ -104,7 +108,7 @@ class Session:
         """Read the problems once; the run keeps them, so later lives do not depend on the source."""
         if self.store.meta("problems") is not None:
             return
-        splits = load_splits(self.recipe.task, self.recipe.seed)
+        splits = load_splits(self.recipe.task, self.recipe.seed, train_rationales=self.recipe.search.inject_reference)
         for name in ("train", "eval"):
             if not getattr(splits, name):
                 raise DataError(f"the {name} split has no problems: see task.path and task.splits in the recipe")
@@ -131,9 +135,9 @@ class Session:
             self.store.event("check", "warning", f"problem {problem.id}: {verdict.error}")
         return text, verdict
 
-    def judge(self, split: str) -> Judge:
+    def judge(self, *splits: str) -> Judge:
         """Outcomes for training search: +1 for a right solution, −1 for a wrong one (AlphaMath, arXiv 2405.03553)."""
-        known = {p.id: p for p in self.problems(split)}
+        known = {p.id: p for split in splits for p in self.problems(split)}
         return lambda tree, tokens: 1.0 if self.check(tokens, known[tree.problem_id])[1].correct else -1.0
 
     def encode(self, question: Question) -> tuple[int, ...]:
@@ -143,15 +147,28 @@ class Session:
     # -- policies
 
     def folder(self, version: int) -> Path:
-        """Where policy `version` is kept once it exists; version k is what round k ended with."""
-        return self.out / f"round-{version}"
+        """Where policy `version` is kept once it exists.
+
+        Version k ≥ 0 is what round k ended with; −k is the DPO model of round k, which self-training samples its
+        pseudo-labels from.
+        """
+        return self.out / (f"round-{version}" if version >= 0 else f"round-{-version}-dpo")
 
     def policy(self, version: int, *, lora: bool = False) -> Policy:
         """Policy `version`, freshly loaded. Version 0 is the recipe's model, or what the warm-up made of it."""
+        folder = self.folder(version)
+        if folder.is_dir():
+            return self._load(str(folder), version, lora)
+        if version:
+            raise StoreError(f"round {abs(version)} is not trained yet: {folder} does not exist")
+        return self.base(lora=lora)
+
+    def base(self, *, lora: bool = False) -> Policy:
+        """The recipe's model as it came, before any warm-up, freshly loaded."""
+        return self._load(self.recipe.model.path, 0, lora)
+
+    def _load(self, path: str, version: int, lora: bool) -> Policy:
         model = self.recipe.model
-        path = str(self.folder(version)) if self.folder(version).is_dir() else model.path
-        if version and path == model.path:
-            raise StoreError(f"round {version} is not trained yet: {self.folder(version)} does not exist")
         policy = load_policy(path, dtype=model.dtype, device=model.device, lora=model.lora if lora else None)
         policy.version = version
         return policy
@@ -174,20 +191,50 @@ class Session:
 
             config, policy = self.recipe.engine, self.policy(version)
             if self._engine is None:
-                probe_packing(policy.model)
+                probe_packing(policy.model, longest_path=self._longest_path(policy))
             self._engine = TorchEngine(
                 policy,
                 max_rows=config.max_rows,
                 cache_mb=config.cache_mb,
                 batch_invariant=config.batch_invariant,
+                weights=config.weights,
             )
         return self._engine
+
+    def _longest_path(self, policy: Policy) -> int | None:
+        """The most tokens that a prompt and its solution can have; None where the model has no attention window.
+
+        Only there does the bound decide anything, and it costs a tokenisation of all prompts.
+        """
+        if attention_window(policy.model.config) is None:
+            return None
+        recipe = self.recipe
+        steps = recipe.search.max_depth * recipe.search.max_step_tokens
+        solution = max(steps, recipe.eval.max_tokens, recipe.self_training.max_tokens)
+        prompts = (
+            encode_prompt(policy.tokenizer, self.task.prompt(problem.question), recipe.task.chat)
+            for split in ("labelled", "train", "eval")
+            for problem in self.problems(split)
+        )
+        return min(policy.max_context, max(map(len, prompts), default=1) + solution)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The run's tokenizer, without loading a model."""
         if self._engine is not None:
             return self._engine.policy.tokenizer
-        return load_tokenizer(str(self.folder(0)) if self.folder(0).is_dir() else self.recipe.model.path)
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(str(self.folder(0)) if self.folder(0).is_dir() else self.recipe.model.path)
+        return self._tokenizer
+
+    def forced(self, tokens: tuple[int, ...]) -> tuple[bool, ...] | None:
+        """Which tokens of a solution the recipe's tool would have forced: those are not for learning. None: none."""
+        name = self.recipe.task.tool
+        if name is None:
+            return None
+        if self._tool is None:
+            self._tool = load_tool(name, self.tokenizer())
+            self._open.callback(self._tool.close)
+        return forced_mask(self._tool, tokens)
 
     def publish(self, policy: Policy) -> None:
         """Hand a trained policy's weights to the engine in memory, if one is serving."""

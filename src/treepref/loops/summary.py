@@ -6,6 +6,7 @@ Reads the store alone and may run at any time; what is not there yet is left out
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -13,14 +14,15 @@ from typing import Any
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
-from treepref.evaluation import results_document
+from treepref.evaluation import JudgedNode, inference_of, results_document, self_evaluation_quality
 from treepref.loops.session import Session
 from treepref.models.text import decode
 from treepref.report.data import ReportData
 from treepref.report.html import write_report
 from treepref.report.table import print_results
 from treepref.run_folder import disk_errors, land_file
-from treepref.types import Pair, Tree
+from treepref.store import Store
+from treepref.types import Cost, Node, Pair, Tree
 
 DRAWN_TREES = 10
 
@@ -38,23 +40,81 @@ def report(session: Session, console: Console | None = None) -> None:
     data = ReportData(
         recipe=session.recipe.model_dump(mode="json"),
         results=results,
-        steps=[step for round in _rounds(session) for step in _steps(session, round)],
-        pair_stats=[{"round": r} | session.store.stage(f"round-{r}/pairs").info for r in _rounds(session)],  # type: ignore[union-attr]
+        steps=training_steps(session.store),
+        pair_stats=[{"round": r} | _pair_info(session.store, r) for r in _rounds(session)],
         trees=list(drawn_trees(session)),
         events=events,
+        unfinished=unfinished_stages(session.store),
     )
     path = write_report(data, session.out / "report.html")
     console = console or Console()
-    print_results(results, [e for e in events if e["level"] != "info"], console)
+    print_results(results, [e for e in events if e["level"] != "info"], console, unfinished=data.unfinished)
     console.print(f"report: {path}", style="dim")
 
 
 def results_of(session: Session) -> dict[str, Any]:
     """results.json as it stands."""
-    recipe = session.recipe
-    found = (session.store.meta(f"summary/{k}") for k in range(recipe.rounds + 1))
-    rounds: list[Mapping[str, Any]] = [summary for summary in found if summary is not None]
-    return results_document(recipe.model_dump(mode="json"), recipe.seed, rounds, session.spent())
+    recipe, store = session.recipe, session.store
+    found = (store.meta(f"summary/{k}") for k in range(recipe.rounds + 1))
+    costs, problems = store.costs(), store.count_problems("eval")
+    rounds: list[Mapping[str, Any]] = [
+        summary | {"self_evaluation": self_evaluation(session, summary["round"])} | _inference(summary, costs, problems)
+        for summary in found
+        if summary is not None
+    ]
+    return results_document(recipe.model_dump(mode="json"), recipe.seed, rounds, session.spent(), costs)
+
+
+def _inference(summary: Mapping[str, Any], costs: Mapping[str, Cost], problems: int) -> dict[str, Any]:
+    """FLOPs a problem of every method of a round."""
+    found = inference_of(costs, summary["round"], problems)
+    if found is None:
+        return {"inference": None}
+    entries = {name: entry for name, entry in summary["eval"].items() if entry is not None}
+    per_problem = {name: found.flops(entry["tokens_per_problem"]) for name, entry in entries.items()}
+    return {"inference": asdict(found) | {"flops_per_problem": per_problem}}
+
+
+def self_evaluation(session: Session, round: int) -> dict[str, Any] | None:
+    """How good C was in the search of a round; None where it was not asked."""
+    if session.recipe.search.self_evaluation is None:
+        return None
+    ends: list[JudgedNode] = []
+    steps: list[JudgedNode] = []
+    for tree in session.store.trees(f"round-{round}/search"):
+        found = judged_nodes(tree)
+        ends += found[0]
+        steps += found[1]
+    return self_evaluation_quality(ends, steps)
+
+
+def judged_nodes(tree: Tree) -> tuple[list[JudgedNode], list[JudgedNode]]:
+    """(finished solutions, steps before the end) that have both a C and an outcome.
+
+    A step's outcome is the mean reward of the finished solutions below it, each counted once however often it was
+    visited: visits follow the search's own preferences, and C among them.
+    """
+    total: dict[int, float] = {}
+    count: dict[int, int] = {}
+    for end in tree.nodes:
+        if end.terminal and end.reward is not None:
+            node: Node | None = end
+            while node is not None:
+                total[node.index] = total.get(node.index, 0.0) + end.reward
+                count[node.index] = count.get(node.index, 0) + 1
+                node = node.parent
+    ends, steps = [], []
+    for node in tree.nodes:
+        if node.confidence is not None and node.index in count:
+            judged = JudgedNode(tree.problem_id, node.confidence, total[node.index] / count[node.index])
+            (ends if node.terminal else steps).append(judged)
+    return ends, steps
+
+
+def unfinished_stages(store: Store) -> list[str]:
+    """Stages that were begun and are not done: where an error, a limit or Ctrl-C stopped the run, or where it is."""
+    running = [stage.name for stage in store.stages() if stage.status != "done"]
+    return [name for name in running if not any(other.startswith(f"{name}/") for other in running)]
 
 
 def drawn_trees(session: Session) -> Iterator[dict[str, Any]]:
@@ -69,7 +129,9 @@ def drawn_trees(session: Session) -> Iterator[dict[str, Any]]:
     chosen = sorted(by_tree, key=lambda key: (-len(by_tree[key]), key))[:DRAWN_TREES]
     for key in chosen:
         tree = session.store.tree(f"round-{round}/search", key)
-        problem = session.store.problem("train", tree.problem_id) if tree else None
+        problem = tree and (
+            session.store.problem("train", tree.problem_id) or session.store.problem("labelled", tree.problem_id)
+        )
         if tree is not None and problem is not None:
             drawn = plain_tree(tree, by_tree[key], tokenizer)
             yield drawn | {"question": problem.text, "answer": problem.answer, "problem_id": problem.id, "round": round}
@@ -82,9 +144,11 @@ def plain_tree(tree: Tree, pairs: list[Pair], tokenizer: PreTrainedTokenizerBase
             "id": node.index,
             "parent": None if node.parent is None else node.parent.index,
             "text": decode(tokenizer, node.tokens).strip("\n"),
+            "pieces": text_pieces(node, tokenizer),
             "q": node.q,
             "visits": node.visits,
             "value": node.value,
+            "confidence": node.confidence,
             "prior": node.prior,
             "reward": node.reward,
             "terminal": node.terminal,
@@ -97,10 +161,47 @@ def plain_tree(tree: Tree, pairs: list[Pair], tokenizer: PreTrainedTokenizerBase
     return {"nodes": nodes, "pairs": sides, "q_range": list(tree.q_range)}
 
 
+def text_pieces(node: Node, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, bool]] | None:
+    """A step's text cut where tokens that a tool forced begin and end, each piece with whether it was forced.
+
+    None where none was. The pieces together are the decoded step; a character that spans a cut goes to the piece
+    that completes it.
+    """
+    if not node.forced or not any(node.forced):
+        return None
+    text, start, pieces = decode(tokenizer, node.tokens), 0, []
+    for i, forced in enumerate(node.forced):
+        last = i + 1 == len(node.tokens)
+        if not last and node.forced[i + 1] == forced:
+            continue
+        # Half a character decodes to U+FFFD.
+        end = len(text) if last else len(decode(tokenizer, node.tokens[: i + 1]).rstrip("\ufffd"))
+        pieces.append((text[start:end], forced))
+        start = max(start, end)
+    return pieces
+
+
 def _rounds(session: Session) -> list[int]:
-    """Rounds whose pairs are made."""
-    return [r for r in range(1, session.recipe.rounds + 1) if session.store.stage_done(f"round-{r}/pairs")]
+    """Rounds that have preferences."""
+    store = session.store
+    rounds = range(1, session.recipe.rounds + 1)
+    return [r for r in rounds if store.stage_done(f"round-{r}/pairs") or store.count_pairs(r)]
 
 
-def _steps(session: Session, round: int) -> list[dict[str, Any]]:
-    return [{"round": round} | step for step in session.store.meta(f"steps/round-{round}/train", [])]
+def _pair_info(store: Store, round: int) -> dict[str, Any]:
+    """What the stage noted of its pairs; their number where it noted nothing."""
+    stage = store.stage(f"round-{round}/pairs")
+    return (stage.info if stage else {}) or {"pairs": store.count_pairs(round)}
+
+
+def training_steps(store: Store) -> list[dict[str, Any]]:
+    """Optimizer steps of all rounds with their stage; those of the warm-up only where there are no others."""
+    found: dict[int, list[dict[str, Any]]] = {}
+    for stage in store.stages():
+        round = re.match(r"round-(\d+)/", stage.name)
+        steps = store.meta(f"steps/{stage.name}", []) if round else []
+        found.setdefault(int(round.group(1)) if round else 0, []).extend({"stage": stage.name} | s for s in steps)
+    warmup = found.pop(0, [])
+    return [{"round": r} | step for r, steps in sorted(found.items()) for step in steps] or [
+        {"round": 0} | step for step in warmup
+    ]

@@ -14,6 +14,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from treepref.errors import ModelError, StoreError
+from treepref.landing import move_folder
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -24,16 +25,16 @@ WEIGHT_FILES = (
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
 
 
-def check_model_folder(folder: Path) -> None:
+def check_model_folder(folder: Path, *, tokenizer_only: bool = False) -> None:
     """Raise ModelError naming the first thing that a Hugging Face model folder needs and this one lacks."""
     if not folder.is_dir():
         raise ModelError(f"there is no model folder {folder}: give an existing folder, or a Hugging Face hub id")
-    if not (folder / "config.json").is_file():
+    if not tokenizer_only and not (folder / "config.json").is_file():
         raise ModelError(
             f"{folder} has no config.json, so it is not a Hugging Face model folder: "
             f"give the folder that `save_pretrained` wrote{_gguf_hint(folder)}"
         )
-    if not any((folder / name).is_file() for name in WEIGHT_FILES):
+    if not tokenizer_only and not any((folder / name).is_file() for name in WEIGHT_FILES):
         raise ModelError(
             f"{folder} has no weights (model.safetensors or its index): download or copy them beside its config.json"
             f"{_gguf_hint(folder)}"
@@ -76,12 +77,11 @@ def landing(folder: Path) -> Iterator[Path]:
             shutil.rmtree(leftover)
         partial.mkdir()
         yield partial
-        _sync(partial)
-        if folder.exists():
-            folder.rename(_previous(folder))
-        partial.rename(folder)
-        _sync_directory(folder.parent)
-        shutil.rmtree(_previous(folder), ignore_errors=True)
+        mode = partial.stat().st_mode & 0o666  # what the umask allows; safetensors writes for the owner alone
+        for path in partial.rglob("*"):
+            if path.is_file():
+                path.chmod(mode)
+        move_folder(partial, folder, aside=_previous(folder))
     except (OSError, SafetensorError) as error:
         raise StoreError(
             f"could not write the model folder {folder}: {error}. Nothing of it was changed; make room or give another "
@@ -93,21 +93,3 @@ def landing(folder: Path) -> Iterator[Path]:
 
 def _previous(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.old")
-
-
-def _sync(folder: Path) -> None:
-    mode = folder.stat().st_mode & 0o666  # what the umask allows; safetensors writes its files for their owner alone
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            path.chmod(mode)
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    _sync_directory(folder)
-
-
-def _sync_directory(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

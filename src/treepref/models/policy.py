@@ -131,11 +131,6 @@ class Policy:
             raise ModelError(f"these weights are not those of {self.name or 'the model'}: {error}") from error
 
 
-def eos_ids(policy: Policy) -> frozenset[int]:
-    """`policy.eos_ids`."""
-    return policy.eos_ids
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Loading
 # ---------------------------------------------------------------------------------------------------------------------
@@ -204,7 +199,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, without its weights. Raises ModelError as `load_policy` does."""
     if str(path) == UNTRAINED:
         return build_tiny_tokenizer(-99, 199, TINY_WORDS)
-    source, _ = _resolve(path)
+    source, _ = _resolve(path, tokenizer_only=True)
     with quiet():
         return _reading(str(path), "tokenizer", lambda: AutoTokenizer.from_pretrained(source))
 
@@ -215,7 +210,7 @@ def _untrained(dtype: torch.dtype, device: torch.device, seed: int) -> Policy:
     return Policy(model, tokenizer, ValueHead(model.config.hidden_size).to(device), name=UNTRAINED)
 
 
-def _resolve(path: str | Path) -> tuple[str, Path | None]:
+def _resolve(path: str | Path, *, tokenizer_only: bool = False) -> tuple[str, Path | None]:
     """What transformers loads from, and the local folder if it is one."""
     name = str(path)
     if name.startswith("builtin:"):
@@ -233,7 +228,7 @@ def _resolve(path: str | Path) -> tuple[str, Path | None]:
         looks_like_hub_id = isinstance(path, str) and name.count("/") <= 1 and name[:1] not in "./~"
         if looks_like_hub_id and not folder.exists():
             return name, None
-    check_model_folder(folder)
+    check_model_folder(folder, tokenizer_only=tokenizer_only)
     return str(folder), folder
 
 

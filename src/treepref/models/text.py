@@ -12,6 +12,7 @@ from itertools import pairwise
 from transformers import PreTrainedTokenizerBase
 
 from treepref.errors import ModelError
+from treepref.types import Choice
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str, chat: bool) -> tuple[int, ...]:
@@ -32,6 +33,36 @@ def encode_solution(tokenizer: PreTrainedTokenizerBase, text: str, eos_id: int |
     if eos is None:
         raise ModelError("the tokenizer has no EOS token: set eos_token in its tokenizer_config.json")
     return (*_encode_plain(tokenizer, text), eos)
+
+
+def choice_of(tokenizer: PreTrainedTokenizerBase, text: str, letters: Sequence[str], after_eos: str = "") -> Choice:
+    """A multiple-choice question: `text`, which ends right before the letter, and what tokens mean each of `letters`.
+
+    A letter's variants are all single tokens that show it alone but for blanks and brackets: "A", " A", "(A", "A)".
+    `after_eos`: text put before the question where the solution ended in EOS, such as the delimiter that it lacks.
+    Raises ModelError: a letter that is no single token, two equal letters, or no text.
+    """
+    if not text:
+        raise ModelError("the question put to the model is empty")
+    if len(set(letters)) < len(letters):
+        raise ModelError(f"two of the choices {', '.join(letters)} are the same")
+    variants = _variants(tokenizer, letters)
+    for letter, ids in zip(letters, variants, strict=True):
+        if not ids:
+            raise ModelError(
+                f"the tokenizer has no single token for the choice {letter!r}: its probability cannot be read. Choose "
+                "other letters (for self-evaluation: search.self_evaluation.right and .wrong)"
+            )
+    return Choice(tuple(_encode_plain(tokenizer, text)), variants, tuple(_encode_plain(tokenizer, after_eos)))
+
+
+def _variants(tokenizer: PreTrainedTokenizerBase, letters: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """For each letter the ids of the tokens that show nothing else."""
+    special = set(tokenizer.all_special_ids)
+    ids = sorted(set(tokenizer.get_vocab().values()) - special)
+    texts = tokenizer.batch_decode([[i] for i in ids], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    shown = [text.strip().strip("()[]").strip() for text in texts]
+    return tuple(tuple(i for i, text in zip(ids, shown, strict=True) if text == letter) for letter in letters)
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], eos_ids: Collection[int] = ()) -> str:

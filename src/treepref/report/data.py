@@ -23,10 +23,13 @@ class ReportData:
     trees: Sequence[Mapping[str, Any]] = field(default_factory=list)
     """To draw: `question`; `nodes` (`id`, `parent`, `text`, `q`, `visits`, `value`, `prior`, `reward`, `terminal`);
     `pairs` (`winner`, `loser`: a node's id or a list of ids from the parting downwards; `q_winner`, `q_loser`).
-    Optional: `answer` (the right one), `problem_id`, `round`, `q_range`."""
+    Optional: `answer` (the right one), `problem_id`, `round`, `q_range`; of a node `confidence` (C), and `pieces`, its
+    text as (text, forced by a tool) where a tool was used."""
     events: Sequence[Mapping[str, Any]] = field(default_factory=list)
     """What was skipped or failed: `stage`, `level`, `message`, perhaps `count` (1 without it). Level `info` is a remark
     and is shown apart."""
+    unfinished: Sequence[str] = field(default_factory=list)
+    """Stages that were begun and are not done: such a run is never said to be free of failures."""
 
 
 @dataclass(frozen=True, slots=True)

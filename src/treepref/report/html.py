@@ -7,7 +7,6 @@ JSON in which every `<` is escaped.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from treepref.errors import StoreError
+from treepref.landing import new_file
 from treepref.report import numbers, plots
 from treepref.report.data import ReportData, group_events
 from treepref.report.tree_view import colour_of, tree_view
@@ -56,21 +56,23 @@ class Plot:
 
 def write_report(data: ReportData, path: str | Path) -> Path:
     """Write the report; it appears whole or not at all. Raises StoreError where the file cannot be written."""
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
+    return write_page(render_report(data), Path(path))
+
+
+def write_page(text: str, path: Path) -> Path:
+    """Write a page; it appears whole or not at all. Raises StoreError where the file cannot be written."""
     try:
-        part.write_text(render_report(data), encoding="utf-8")
-        os.replace(part, path)
+        with new_file(path) as part:
+            part.write_text(text, encoding="utf-8")
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise StoreError(
             f"cannot write the report to {path}: {error.strerror or error}. Free space or give --out"
         ) from error
     return path
 
 
-def render_report(data: ReportData) -> str:
-    """The page as text."""
+def render_page(template: str, **values: Any) -> str:
+    """A template of this folder as text, with plotly.js inside and everything else escaped."""
     environment = Environment(
         loader=PackageLoader("treepref.report", "."),
         autoescape=True,
@@ -83,11 +85,18 @@ def render_report(data: ReportData) -> str:
         "signed": lambda x: numbers.signed(x, 2),
         "decimal": numbers.decimal,
         "count": numbers.count,
+        "flops": numbers.flops,
         "colour": lambda q: colour_of(q) or "transparent",
     }
     environment.globals["n"] = numbers
+    return environment.get_template(template).render(plotly_js=Markup(get_plotlyjs()), **values)
+
+
+def render_report(data: ReportData) -> str:
+    """The page as text."""
     rounds = data.results["rounds"]
-    return environment.get_template("report.html").render(
+    return render_page(
+        "report.html",
         recipe=data.recipe,
         recipe_yaml=yaml.safe_dump(_plain(data.recipe), sort_keys=False, allow_unicode=True),
         results=data.results,
@@ -96,6 +105,8 @@ def render_report(data: ReportData) -> str:
         method_rows=method_rows(rounds),
         equal_rows=equal_rows(rounds),
         plots=result_plots(data.results),
+        judged=[entry for entry in rounds if entry.get("self_evaluation")],
+        tool_rows=tool_rows(rounds),
         panels=[
             Plot(f"panel-{i}", title, title + " over optimizer steps", figure)
             for i, (title, figure) in enumerate(plots.training_panels(data.steps))
@@ -103,9 +114,11 @@ def render_report(data: ReportData) -> str:
         pair_table=pair_table(data.pair_stats),
         trees=[tree_view(tree) for tree in data.trees[:MAX_TREES]],
         cost_rows=cost_rows(data.results["cost"]),
+        kind_rows=kind_rows(data.results.get("cost_by_kind")),
+        inference_rows=inference_rows(rounds),
         events=group_events(e for e in data.events if e.get("level") != "info"),
         remarks=group_events(e for e in data.events if e.get("level") == "info"),
-        plotly_js=Markup(get_plotlyjs()),
+        unfinished=data.unfinished,
     )
 
 
@@ -173,11 +186,16 @@ def equal_rows(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def result_plots(results: Mapping[str, Any]) -> dict[str, Plot | None]:
     """The figures of the results, by name; None where there is nothing to draw."""
     last = results["rounds"][-1] if results["rounds"] else None
+    judged = [found for entry in results["rounds"] if (found := entry.get("self_evaluation"))]
     figures = {
         "rounds": ("Accuracy over rounds", plots.accuracy_over_rounds(results)),
         "tokens": ("Accuracy against tokens, last round", last and plots.accuracy_against_tokens(last)),
         "pass": ("pass@k", plots.pass_at_k(results)),
         "calibration": ("Calibration of the value head", last and plots.calibration(last["value"])),
+        "confidence": (
+            "Calibration of the policy's own judgement",
+            judged and plots.calibration(judged[-1], "C: how sure the policy says it is", "self-evaluation"),
+        ),
     }
     return {
         name: Plot(f"plot-{name}", title, title, figure) if figure is not None else None
@@ -207,6 +225,44 @@ def cost_rows(cost: Mapping[str, float]) -> list[tuple[str, str, str]]:
     rows.append(("FLOPs", numbers.flops(cost.get("flops")), "estimated from the parameter count"))
     rows.append(("Time", numbers.duration(cost.get("seconds")), "wall clock"))
     return rows
+
+
+def kind_rows(kinds: Mapping[str, Mapping[str, float]] | None) -> list[tuple[str, str, str, str]]:
+    """(what for, tokens, FLOPs, time) of search, training and evaluation apart."""
+    labels = {
+        "search": "Search: training data made",
+        "training": "Training",
+        "evaluation": "Evaluation: inference",
+    }
+    rows = []
+    for kind, cost in (kinds or {}).items():
+        tokens = sum(cost[f"{what}_tokens"] for what in ("generated", "prefill", "scored", "training"))
+        rows.append(
+            (
+                labels.get(kind, kind),
+                numbers.count(tokens),
+                numbers.flops(cost["flops"]),
+                numbers.duration(cost["seconds"]),
+            )
+        )
+    return rows
+
+
+def inference_rows(rounds: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """FLOPs a problem: methods × rounds."""
+    found = [(entry.get("inference") or {}).get("flops_per_problem", {}) for entry in rounds]
+    names = dict.fromkeys(name for per_problem in found for name in per_problem)
+    return [(numbers.title(name), [numbers.flops(per_problem.get(name)) for per_problem in found]) for name in names]
+
+
+def tool_rows(rounds: Sequence[Mapping[str, Any]]) -> list[tuple[int, str, Mapping[str, Any]]]:
+    """(round, decoder, tool use) where decoding had a tool."""
+    return [
+        (entry["round"], name, found)
+        for entry in rounds
+        for name, found in (entry.get("tool_use") or {}).items()
+        if found
+    ]
 
 
 def _difference_card(label: str, found: Mapping[str, Any], note: str) -> Card:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import plotly.graph_objects as go
@@ -40,10 +41,14 @@ PANELS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     ("Value head: mean (V − Q)²", (("value_mse", "error"),)),
     ("NLL of right steps, per token", (("nll", "NLL"),)),
     ("Tokens of a pair's sides", (("chosen_tokens", "chosen"), ("rejected_tokens", "rejected"))),
+    ("Pairs of a step", (("pairs", "pairs"),)),
     ("Gradient norm before clipping", (("grad_norm", "norm"),)),
     ("Learning rate", (("lr", "rate"),)),
 )
 """Title of a panel, and the names in a training step that it shows with their labels."""
+
+SMOOTHED_STEPS = 150
+"""More steps than this are drawn with their running mean."""
 
 _LINES = (PRIMARY, SECONDARY, "#12a37f", "#9b5de5", NEUTRAL)
 
@@ -51,17 +56,17 @@ _LINES = (PRIMARY, SECONDARY, "#12a37f", "#9b5de5", NEUTRAL)
 def accuracy_over_rounds(results: Mapping[str, Any]) -> go.Figure | None:
     """Learning curves with 95 % intervals; None without a round."""
     rounds = results["rounds"]
-    figure = _figure("round", "accuracy, %")
+    figure = blank("round", "accuracy, %")
     for method in ("greedy", "sc@8", "bon@8", "wvote@8", numbers.sbs_method(rounds), "mcts"):
         found = [(entry["round"], entry["eval"].get(method)) for entry in rounds]
         points = [(number, e) for number, e in found if e]
         if points:
             figure.add_trace(
-                _with_intervals(
+                with_intervals(
                     [number for number, _ in points],
                     [e for _, e in points],
                     numbers.title(method),
-                    numbers.family(method),
+                    numbers.METHOD_COLOURS[numbers.family(method)],
                 )
             )
     figure.update_xaxes(tickmode="array", tickvals=[entry["round"] for entry in rounds])
@@ -71,40 +76,40 @@ def accuracy_over_rounds(results: Mapping[str, Any]) -> go.Figure | None:
 def accuracy_against_tokens(entry: Mapping[str, Any]) -> go.Figure | None:
     """One round: what each method makes of a budget of tokens; None without samples and beams."""
     curves = entry["curves"]
-    figure = _figure("tokens a problem (log scale)", "accuracy, %")
+    figure = blank("tokens a problem (log scale)", "accuracy, %")
     for method in ("sc", "bon", "wvote"):
         if curves.get(method):
-            trace = _with_intervals(
+            trace = with_intervals(
                 [point["tokens_per_problem"] for point in curves[method]],
                 curves[method],
                 numbers.METHOD_NAMES[method],
-                method,
+                numbers.METHOD_COLOURS[method],
             )
             trace.text = [f"k = {point['k']}" for point in curves[method]]
             trace.hovertemplate += "<br>%{text}"
             figure.add_trace(trace)
     if curves.get("sbs"):
-        trace = _with_intervals(
-            [point["tokens_per_problem"] for point in curves["sbs"]], curves["sbs"], numbers.METHOD_NAMES["sbs"], "sbs"
-        )
+        widths = [point["tokens_per_problem"] for point in curves["sbs"]]
+        trace = with_intervals(widths, curves["sbs"], numbers.METHOD_NAMES["sbs"], METHOD_VALUE)
         trace.text = [f"({point['b1']},{point['b2']})" for point in curves["sbs"]]
         trace.mode, trace.textposition = "lines+markers+text", "top center"
         figure.add_trace(trace)
     for method, point in (("mcts", curves.get("mcts")), ("greedy", entry["eval"].get("greedy"))):
         if point:
-            trace = _with_intervals([point["tokens_per_problem"]], [point], numbers.METHOD_NAMES[method], method)
+            trace = with_intervals(
+                [point["tokens_per_problem"]], [point], numbers.METHOD_NAMES[method], numbers.METHOD_COLOURS[method]
+            )
             trace.mode, trace.marker.symbol, trace.marker.size = "markers", "diamond", 11
             figure.add_trace(trace)
     if len(figure.data) < 2:
         return None
-    ticks = [a * 10**b for b in range(7) for a in (1, 2, 5)]
-    figure.update_xaxes(type="log", tickvals=ticks, ticktext=[numbers.count(t) for t in ticks])
+    log_ticks(figure, 7)
     return figure
 
 
 def pass_at_k(results: Mapping[str, Any]) -> go.Figure | None:
     """pass@k over k, a line a round; None without samples."""
-    figure = _figure("samples k", "pass@k, %")
+    figure = blank("samples k", "pass@k, %")
     rounds = [entry for entry in results["rounds"] if entry["pass@k"]]
     for position, entry in enumerate(rounds):
         ks = sorted(int(k) for k in entry["pass@k"])
@@ -127,12 +132,16 @@ def pass_at_k(results: Mapping[str, Any]) -> go.Figure | None:
     return figure if figure.data else None
 
 
-def calibration(value: Mapping[str, Any]) -> go.Figure | None:
-    """Predicted chance (V + 1)/2 against the share that was right; None while there are no values."""
-    bins = value.get("calibration")
+def calibration(
+    quality: Mapping[str, Any] | None,
+    chance: str = "predicted chance of being right, (V + 1)/2",
+    name: str = "value head",
+) -> go.Figure | None:
+    """Predicted chance against the share that was right; None while there are no predictions."""
+    bins = quality and quality.get("calibration")
     if not bins:
         return None
-    figure = _figure("predicted chance of being right, (V + 1)/2", "share that was right")
+    figure = blank(chance, "share that was right")
     line = {"color": NEUTRAL, "width": 1.2, "dash": "dot"}
     figure.add_trace(go.Scatter(x=[0, 1], y=[0, 1], mode="lines", line=line, name="perfect", hoverinfo="skip"))
     most = max(b["n"] for b in bins)
@@ -141,7 +150,7 @@ def calibration(value: Mapping[str, Any]) -> go.Figure | None:
             x=[b["predicted"] for b in bins],
             y=[b["observed"] for b in bins],
             mode="lines+markers",
-            name="value head",
+            name=name,
             text=[f"{b['n']} solutions" for b in bins],
             marker={"size": [7 + 12 * math.sqrt(b["n"] / most) for b in bins], "color": METHOD_VALUE, "opacity": 0.9},
             line={"color": METHOD_VALUE, "width": 2},
@@ -154,22 +163,39 @@ def calibration(value: Mapping[str, Any]) -> go.Figure | None:
 
 
 def training_panels(steps: Sequence[Mapping[str, Any]]) -> list[tuple[str, go.Figure]]:
-    """(title, figure) of every panel for which something was logged; steps run on over rounds, marked by a line."""
-    starts = [i for i, step in enumerate(steps) if i and step.get("round") != steps[i - 1].get("round")]
+    """(title, figure) of every panel for which something was logged; steps run on over rounds, marked by a line.
+
+    Where there are many steps, each line is a running mean, with the steps themselves faint behind it.
+    """
+    stages = [(step.get("round"), step.get("stage")) for step in steps]
+    starts = [i for i in range(1, len(stages)) if stages[i] != stages[i - 1]]
+    many = len(steps) > SMOOTHED_STEPS
     panels = []
     for panel, series in PANELS:
-        figure = _figure("optimizer step", None)
+        figure = blank("optimizer step", None)
         present = [
             (name, label) for name, label in series if any(_finite(step.get(name)) is not None for step in steps)
         ]
         for position, (name, label) in enumerate(present):
+            y = [_finite(step.get(name)) for step in steps]
+            colour = _LINES[position % len(_LINES)]
+            x = list(range(1, len(steps) + 1))
+            if many:
+                faint = {"color": colour, "width": 0.8}
+                figure.add_trace(
+                    go.Scatter(
+                        x=x, y=y, mode="lines", line=faint, opacity=0.3, showlegend=False, hoverinfo="skip", name=label
+                    )
+                )
             figure.add_trace(
                 go.Scatter(
-                    x=list(range(1, len(steps) + 1)),
-                    y=[_finite(step.get(name)) for step in steps],
-                    mode="lines" if len(steps) > 1 else "markers",
+                    x=x,
+                    y=running_mean(y, [0, *starts]) if many else y,
+                    # A step without pairs has no margin: a point between two such steps would be no line at all.
+                    connectgaps=True,
+                    mode="lines" if sum(v is not None for v in y) > 1 else "markers",
                     name=label,
-                    line={"color": _LINES[position % len(_LINES)], "width": 1.8},
+                    line={"color": colour, "width": 1.8},
                 )
             )
         if not present:
@@ -181,20 +207,20 @@ def training_panels(steps: Sequence[Mapping[str, Any]]) -> list[tuple[str, go.Fi
     return panels
 
 
-def compare_plot(runs: Mapping[str, Mapping[str, Any]], method: str = "greedy") -> go.Figure:
-    """One method over rounds for several runs: name → results.json's content."""
-    figure = _figure("round", f"{numbers.title(method)} accuracy, %")
-    palette = list(numbers.METHOD_COLOURS.values())
-    for position, (name, results) in enumerate(runs.items()):
-        points = [(entry["round"], e) for entry in results["rounds"] if (e := entry["eval"].get(method))]
-        trace = _with_intervals([number for number, _ in points], [e for _, e in points], name, "greedy")
-        colour = palette[position % len(palette)]
-        trace.line.color = trace.marker.color = trace.error_y.color = colour
-        figure.add_trace(trace)
-    return figure
+def running_mean(values: Sequence[float | None], starts: Sequence[int]) -> list[float | None]:
+    """Mean over a window of a twentieth of the steps, centred, of what is there; windows do not reach over `starts`."""
+    half = max(1, len(values) // 40)
+    edges = [*starts, len(values)]
+    out: list[float | None] = []
+    for low, high in pairwise(edges):
+        for i in range(low, high):
+            found = [v for v in values[max(low, i - half) : min(high, i + half + 1)] if v is not None]
+            out.append(math.fsum(found) / len(found) if found and values[i] is not None else None)
+    return out
 
 
-def _figure(x: str, y: str | None) -> go.Figure:
+def blank(x: str, y: str | None) -> go.Figure:
+    """An empty figure with its axes named."""
     figure = go.Figure()
     figure.update_layout(
         template="none",
@@ -216,9 +242,14 @@ def _figure(x: str, y: str | None) -> go.Figure:
     return figure
 
 
-def _with_intervals(x: Sequence[float], entries: Sequence[Mapping[str, Any]], name: str, method: str) -> go.Scatter:
-    """A line in a method's colour through accuracies in percent, with their intervals."""
-    colour = numbers.METHOD_COLOURS[method]
+def log_ticks(figure: go.Figure, decades: int) -> None:
+    """A log axis below, with a tick at 1, 2 and 5 of each decade."""
+    ticks = [a * 10**b for b in range(decades) for a in (1, 2, 5)]
+    figure.update_xaxes(type="log", tickvals=ticks, ticktext=[numbers.count(t) for t in ticks])
+
+
+def with_intervals(x: Sequence[float], entries: Sequence[Mapping[str, Any]], name: str, colour: str) -> go.Scatter:
+    """A line through accuracies in percent, with their intervals."""
     y = [100 * entry["accuracy"] for entry in entries]
     intervals = [[100 * bound for bound in entry["interval"]] for entry in entries]
     return go.Scatter(

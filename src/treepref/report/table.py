@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -18,15 +18,21 @@ SHOWN_EVENTS = 6
 
 
 def print_results(
-    results: Mapping[str, Any], events: Iterable[Mapping[str, Any]] = (), console: Console | None = None
+    results: Mapping[str, Any],
+    events: Iterable[Mapping[str, Any]] = (),
+    console: Console | None = None,
+    *,
+    unfinished: Sequence[str] = (),
 ) -> None:
-    """Rounds, cost, and what was skipped or failed."""
+    """Rounds, cost, and what was skipped, failed or left `unfinished` (names of stages)."""
     console = console or Console()
     console.print(results_table(results))
     for line in footnotes(results):
         console.print(Text(line, style="dim"))
     console.print(Text(cost_line(results["cost"])))
-    for line in event_lines(events):
+    if split := kind_line(results.get("cost_by_kind")):
+        console.print(Text(split))
+    for line in event_lines(events, unfinished):
         console.print(Text(line), overflow="fold")
 
 
@@ -74,6 +80,13 @@ def footnotes(results: Mapping[str, Any]) -> list[str]:
     whole = last["paired"].get("greedy_vs_first")
     if whole and len(results["rounds"]) > 2:
         lines.append(f"Over all rounds: greedy {numbers.points(whole)} {numbers.points_interval(whole)}.")
+    if judged := last.get("self_evaluation"):
+        lines.append(
+            f"Self-evaluation in the last search: AUC {numbers.decimal(judged['auc'])} over {judged['n']} finished "
+            f"solutions, {numbers.decimal(judged['auc_steps'])} over {judged['n_steps']} steps before the end."
+        )
+    if used := (last.get("tool_use") or {}).get("greedy"):
+        lines.append(f"Tool use: {numbers.percent(used['share'])} % of the last round's greedy solutions.")
     for point in last["curves"].get("sbs") or []:
         equal = point["equal_tokens"]
         if equal and f"sbs({point['b1']},{point['b2']})" == numbers.sbs_method(results["rounds"]):
@@ -100,12 +113,22 @@ def cost_line(cost: Mapping[str, float]) -> str:
     return f"Cost: {tokens} tokens; {numbers.flops(cost.get('flops'))} FLOPs; {numbers.duration(cost.get('seconds'))}"
 
 
-def event_lines(events: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Skips and failures, equal ones together, the most frequent first."""
+def kind_line(kinds: Mapping[str, Mapping[str, float]] | None) -> str | None:
+    """FLOPs of search, training and evaluation apart."""
+    if kinds is None:
+        return None
+    parts = (f"{kind} {numbers.flops(cost['flops'])}" for kind, cost in kinds.items() if cost["flops"])
+    found = ", ".join(parts)
+    return f"FLOPs: {found}" if found else None
+
+
+def event_lines(events: Iterable[Mapping[str, Any]], unfinished: Sequence[str] = ()) -> list[str]:
+    """Skips and failures, equal ones together, the most frequent first; before them, where the run stands still."""
     groups = group_events(e for e in events if e.get("level") != "info")
+    lines = [f"Not finished: {', '.join(unfinished)}."] if unfinished else []
     if not groups:
-        return ["Nothing was skipped and nothing failed."]
-    lines = [f"Skipped or failed: {sum(g.count for g in groups)} (all of them are in report.html)"]
+        return lines or ["Nothing was skipped and nothing failed."]
+    lines += [f"Skipped or failed: {sum(g.count for g in groups)} (all of them are in report.html)"]
     for group in groups[:SHOWN_EVENTS]:
         message = " ".join(group.message.split())
         line = f"  {group.count:>6} × {group.stage}: {message}"

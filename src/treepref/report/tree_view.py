@@ -16,7 +16,10 @@ MAX_TEXT = 700
 MAX_MAP_NODES = 1000
 MAP_WIDTH, MAP_HEIGHT, MAP_MARGIN = 232.0, 420.0, 10.0
 """The map's frame, in its own units (one is a pixel where the page is wide)."""
-_EMPTY = {"parent": None, "q": None, "visits": 0, "value": None, "prior": None, "reward": None, "terminal": False}
+_EMPTY = {
+    "parent": None, "q": None, "visits": 0, "value": None, "confidence": None, "prior": None, "reward": None,
+    "terminal": False,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,8 @@ class Row:
     """No sibling comes below."""
     node: Mapping[str, Any] | None = None
     text: str = ""
+    pieces: list[tuple[str, bool]] = field(default_factory=list)
+    """The same text in pieces, each with whether a tool forced it."""
     marks: list[Mark] = field(default_factory=list)
     """Pairs that part here."""
     side: str = ""
@@ -91,6 +96,10 @@ class TreeView:
     root_value: float | None
     pairs: int
     largest_gap: float | None
+    judged: bool
+    """Some step has a C."""
+    tools: bool
+    """Some step has tokens that a tool forced."""
 
 
 def tree_view(tree: Mapping[str, Any]) -> TreeView:
@@ -126,6 +135,7 @@ def tree_view(tree: Mapping[str, Any]) -> TreeView:
                     last=last,
                     node=nodes[key],
                     text=clip(nodes[key].get("text")),
+                    pieces=clip_pieces(nodes[key]),
                     marks=marks.get(key, []),
                     side=sides.get(key, ""),
                     on_best=key in best,
@@ -164,6 +174,8 @@ def tree_view(tree: Mapping[str, Any]) -> TreeView:
         root_value=root.get("value"),
         pairs=len(tree.get("pairs") or []),
         largest_gap=max(gaps, default=None),
+        judged=any(node.get("confidence") is not None for node in nodes.values()),
+        tools=any(node.get("pieces") for node in nodes.values()),
     )
 
 
@@ -171,6 +183,23 @@ def clip(text: Any) -> str:
     """A step's text without the white space around it, and cut where it is very long."""
     text = str(text or "").strip()
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} … ({len(text) - MAX_TEXT} more characters)"
+
+
+def clip_pieces(node: Mapping[str, Any]) -> list[tuple[str, bool]]:
+    """The step's text as `clip` leaves it, in pieces that are forced by a tool or not."""
+    pieces = node.get("pieces") or [(str(node.get("text") or ""), False)]
+    whole = "".join(text for text, _ in pieces)
+    first = len(whole) - len(whole.lstrip())
+    last = min(len(whole.rstrip()), first + MAX_TEXT)
+    out, at = [], 0
+    for text, forced in pieces:
+        kept = text[max(0, first - at) : max(0, last - at)]
+        at += len(text)
+        if kept:
+            out.append((kept, forced))
+    if (more := len(whole.strip()) - MAX_TEXT) > 0:
+        out.append((f" … ({more} more characters)", False))
+    return out
 
 
 def colour_of(q: float | None) -> str | None:

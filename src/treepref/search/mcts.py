@@ -156,13 +156,7 @@ class Mcts:
 
     def _best_child(self, tree: Tree, parent: Node, children: Sequence[Node], simulation: int) -> Node:
         scores = [self.score(parent, child, self.c) for child in children]
-        best = max(scores)
-        tied = [child for child, score in zip(children, scores, strict=True) if score == best]
-        if len(tied) == 1:
-            return tied[0]
-        # A draw without state: the same tree at the same simulation draws the same child, so a replay is exact.
-        draw = hashlib.blake2b(f"{self.seed}\0{simulation}\0{parent.index}\0{tree.key}".encode(), digest_size=8)
-        return tied[int.from_bytes(draw.digest(), "little") % len(tied)]
+        return draw_best(tree, parent, children, scores, simulation, self.seed)
 
     def _expansion(self, tree: Tree, leaf: Node) -> Expansion:
         room = self._room(tree, leaf)
@@ -201,6 +195,19 @@ class Mcts:
 
     def _room(self, tree: Tree, node: Node) -> int:
         return tokens_left(tree, node, self.max_tokens, self.max_context)
+
+
+def draw_best(
+    tree: Tree, parent: Node, children: Sequence[Node], scores: Sequence[float], simulation: int, seed: int
+) -> Node:
+    """The child with the highest score; between equals a draw."""
+    best = max(scores)
+    tied = [child for child, score in zip(children, scores, strict=True) if score == best]
+    if len(tied) == 1:
+        return tied[0]
+    # A draw without state: the same tree at the same simulation draws the same child, so a replay is exact.
+    draw = hashlib.blake2b(f"{seed}\0{simulation}\0{parent.index}\0{tree.key}".encode(), digest_size=8)
+    return tied[int.from_bytes(draw.digest(), "little") % len(tied)]
 
 
 def _in_flight(node: Node) -> bool:

@@ -16,7 +16,7 @@ from treepref.types import Completion, Node, Tree
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """One ask for `n` whole solutions. Greedy is n = 1, temperature 0.
+    """One ask for `n` whole solutions, and for the scores of those that are given. Greedy is n = 1, temperature 0.
 
     Every sample backs up its outcome, so a child's visits are its samples, and Q of the root is the mean outcome.
     """
@@ -29,6 +29,8 @@ class Sampling:
     max_context: int | None = None
     """Longest prompt + solution in tokens; None: no limit."""
     want_value: bool = True
+    given: tuple[tuple[int, ...], ...] = ()
+    """Whole solutions that are children beside the samples: scored by the policy, not sampled."""
 
     def __post_init__(self) -> None:
         if self.n < 1 or self.max_tokens < 1:
@@ -39,7 +41,9 @@ class Sampling:
             return []
         mark_pending(tree.root, +1)
         room = tokens_left(tree, tree.root, self.max_tokens, self.max_context)
-        return [Expansion(tree.root, self.n, self.temperature, room, self.top_p, None, self.want_value)]
+        return [
+            Expansion(tree.root, self.n, self.temperature, room, self.top_p, None, self.want_value, given=self.given)
+        ]
 
     def tell(
         self,

@@ -158,16 +158,23 @@ def grow(
     rewards: Sequence[float | None],
     prior: Prior,
     may_continue: Callable[[Node], bool],
+    confidence: Callable[[Completion], float | None] | None = None,
 ) -> list[Node]:
     """Expand a leaf with what an engine sent back; returns the child of each completion, in order.
 
     A child that ended with EOS is terminal with its reward. One that was cut, or that `may_continue` refuses (depth or
     room spent), is terminal with reward −1. Such samples, and those that never came, count in `tree.failed`. Visits and
-    totals are left to the caller. A completion or reward that cannot be right is refused before the tree is touched.
+    totals are left to the caller. `confidence` gives a child its C. A child that a given continuation made, and no
+    sample, has 0 samples. A completion or reward that cannot be right is refused before the tree is touched.
     """
     check_tell(tree, expansion, completions, rewards)
     parent = expansion.node
     made = add_children(tree, parent, completions, prior)
+    for child in made[expansion.n :]:  # given, not sampled
+        child.samples -= 1
+    if confidence is not None:
+        for child, completion in zip(made, completions, strict=True):
+            child.confidence = confidence(completion) if child.confidence is None else child.confidence
     for child, reward in zip(made, rewards, strict=True):
         if child.finish == "eos":
             child.terminal = True
@@ -176,7 +183,7 @@ def grow(
             child.terminal, child.reward = True, FAILED
             tree.failed += 1
         child.exhausted = child.terminal
-    tree.failed += expansion.n - len(completions)
+    tree.failed += expansion.n + len(expansion.given) - len(completions)
     parent.expanded = True
     mark_exhausted(parent)
     return made
@@ -193,8 +200,9 @@ def check_tell(
     where = f"tree {tree.key!r}, node {node_path(expansion.node) or 'root'}"
     if expansion.node.expanded:
         raise ValueError(f"{where}: already expanded; the same answer was told twice")
-    if len(completions) > expansion.n:
-        raise ValueError(f"{where}: {len(completions)} completions for {expansion.n} samples asked")
+    asked = expansion.n + len(expansion.given)
+    if len(completions) > asked:
+        raise ValueError(f"{where}: {len(completions)} completions for {asked} samples asked")
     if len(rewards) != len(completions):
         raise ValueError(f"{where}: {len(rewards)} rewards for {len(completions)} completions")
     for i, (completion, reward) in enumerate(zip(completions, rewards, strict=True)):
@@ -204,6 +212,8 @@ def check_tell(
             raise ModelError(f"{where}, sample {i}: {len(completion.tokens)} tokens, but log-probs or masks of {sizes}")
         if any(math.isnan(lp) for lp in completion.logprobs):
             raise ModelError(f"{where}, sample {i}: a log-prob is NaN; the model is broken or its precision too low")
+        if not all(0.0 <= p <= 1.0 for p in completion.choice_probs or ()):
+            raise ModelError(f"{where}, sample {i}: choice_probs {completion.choice_probs} are no probabilities")
         low, high = tree.q_range
         if reward is not None and not low <= reward <= high:
             raise TreeprefError(f"{where}, sample {i}: reward {reward} is outside the tree's range [{low}, {high}]")
@@ -222,9 +232,9 @@ def tree_to_arrays(tree: Tree) -> dict[str, np.ndarray]:
     """A compact, exact snapshot: one column a field, tokens of all nodes end to end.
 
     Shapes: nodes N, tokens of all nodes T (`offsets` (N+1,) cuts them), prompt (P,), the rest scalars or pairs. Missing
-    values and rewards are NaN. `behaviour` and `forced` hold only the nodes that have them, end to end. Every array
-    saves without pickle, and its `tolist()` is plain JSON but for NaN. `pending` is not stored: what was in flight at a
-    snapshot is asked again.
+    values, confidences and rewards are NaN. `behaviour` and `forced` hold only the nodes that have them, end to end.
+    `confidence` is there only where a node has one. Every array saves without pickle, and its `tolist()` is plain JSON
+    but for NaN. `pending` is not stored: what was in flight at a snapshot is asked again.
     """
     nodes = tree.nodes
     integers: dict[str, list[int]] = {
@@ -243,6 +253,8 @@ def tree_to_arrays(tree: Tree) -> dict[str, np.ndarray]:
         "value": [math.nan if n.value is None else n.value for n in nodes],
         "reward": [math.nan if n.reward is None else n.reward for n in nodes],
     }
+    if any(n.confidence is not None for n in nodes):
+        numbers["confidence"] = [math.nan if n.confidence is None else n.confidence for n in nodes]
     flags: dict[str, list[bool]] = {
         "has_behaviour": [n.behaviour is not None for n in nodes],
         "has_forced": [n.forced is not None for n in nodes],
@@ -269,6 +281,7 @@ def tree_from_arrays(arrays: Mapping[str, Any]) -> Tree:
     columns = {name: np.asarray(array).tolist() for name, array in arrays.items()}
     offsets = columns["offsets"]
     behaviour, forced = iter(columns["behaviour"]), iter(columns["forced"])
+    confidence = columns.get("confidence") or [math.nan] * len(columns["parent"])
     nodes: list[Node] = []
     for i, parent_index in enumerate(columns["parent"]):
         start, end = offsets[i], offsets[i + 1]
@@ -287,6 +300,7 @@ def tree_from_arrays(arrays: Mapping[str, Any]) -> Tree:
             total=columns["total"][i],
             prior=columns["prior"][i],
             value=_or_none(columns["value"][i]),
+            confidence=_or_none(confidence[i]),
             reward=_or_none(columns["reward"][i]),
             terminal=columns["terminal"][i],
             expanded=columns["expanded"][i],

@@ -26,6 +26,7 @@ _NUMBER = re.compile(
 )
 _UNITS = re.compile(r"(?:\s*[A-Za-z°][A-Za-z°²³./ ]*)?\s*\.?")
 _PHRASE = re.compile("|".join(re.escape(phrase) for phrase in ANSWER_PHRASES), re.IGNORECASE)
+_CALCULATION = re.compile(r"<<[^<>=]*=[^<>]*>>")
 _LATEX_FRACTION = re.compile(r"(?P<sign>-?)\\[dtc]?frac(?:\{(-?\d+)\}\{(-?\d+)\}|(\d)(\d))")
 
 
@@ -119,6 +120,11 @@ def last_boxed(text: str) -> str | None:
     return None
 
 
+def without_calculations(text: str) -> str:
+    """GSM8K's calculator annotations taken out: 'it is <<48/2=24>>24' → 'it is 24'."""
+    return _CALCULATION.sub("", text)
+
+
 # --- canonical forms, as votes count them
 
 
@@ -134,6 +140,7 @@ def bare_number(text: str) -> str | None:
 
 def marked_number(text: str) -> str | None:
     """GSM8K style: the number after the last '####', else after the last answer phrase, units allowed behind it."""
+    text = without_calculations(text)
     tail = after_mark(text) if MARK in text else after_phrase(text)
     value = leading_number(tail.rstrip(".")) if tail else None
     return None if value is None else canonical_number(value)

@@ -34,8 +34,11 @@ class Verdict:
 class AnswerRule:
     """How one kind of task finds, writes and compares answers."""
 
-    extract: Callable[[str, str], str | None]
-    """(text, delimiter) → the answer as written, None where there is none."""
+    extract: Callable[[str, str, Problem | None], str | None]
+    """(text, delimiter, problem) → the answer as written, None where there is none.
+
+    Of the problem only what its question shows may be used, such as the choices; None: it is not at hand.
+    """
     canonical: Callable[[str], str | None]
     """The answer as written → the form that votes count, None where it is not an answer of this kind."""
     agrees: Callable[[str, Problem], bool] | str
@@ -76,7 +79,7 @@ class Checker:
 
     def check(self, text: str, problem: Problem) -> Verdict:
         """Verdict on a whole solution. A check that hangs or fails is wrong, with its error."""
-        found = self.rule.extract(text, self.delimiter)
+        found = self.rule.extract(text, self.delimiter, problem)
         answer = self.rule.canonical(found) if found else None
         if self._own:
             correct, error = self._ask(text, problem)
@@ -163,32 +166,33 @@ def plain_agrees(found: str, problem: Problem) -> bool:
     return gold in (answers.parse_number(found), answers.leading_number(found))
 
 
-def _last_line(text: str, delimiter: str) -> str | None:
+def _last_line(text: str, delimiter: str, problem: Problem | None) -> str | None:
     return answers.last_line(text, delimiter)
 
 
-def _last_result(text: str, delimiter: str) -> str | None:
+def _last_result(text: str, delimiter: str, problem: Problem | None) -> str | None:
     """What the last line comes to: all of it, or what follows its last '='."""
     line = answers.last_line(text, delimiter)
     return line.rpartition("=")[2].strip() if line else None
 
 
-def _marked(text: str, delimiter: str) -> str | None:
+def _marked(text: str, delimiter: str, problem: Problem | None) -> str | None:
     return answers.marked_number(text)
 
 
-def _boxed(text: str, delimiter: str) -> str | None:
+def _boxed(text: str, delimiter: str, problem: Problem | None) -> str | None:
     return answers.last_boxed(text)
 
 
-def _marked_or_last(text: str, delimiter: str) -> str | None:
+def _marked_or_last(text: str, delimiter: str, problem: Problem | None) -> str | None:
     """The rest of the text after '####' (it may have lines), else after an answer phrase, else the last line."""
     if answers.MARK in text:
         return answers.after_mark(text, whole=True)
     return answers.after_phrase(text) or answers.last_line(text, delimiter)
 
 
-def _plain(text: str, delimiter: str) -> str | None:
+def _plain(text: str, delimiter: str, problem: Problem | None) -> str | None:
+    text = answers.without_calculations(text)
     if answers.MARK in text:
         return answers.after_mark(text)
     return answers.last_boxed(text) or answers.after_phrase(text) or answers.last_line(text, delimiter)

@@ -1,6 +1,6 @@
 """Rows of JSON-lines files and hub datasets, and the problems they hold. Bad rows are set aside, each with its place.
 
-Knows the columns of GSM8K, MATH and users' own files. Knows no split and no seed.
+Knows the columns of GSM8K, MATH, SVAMP and users' own files. Knows no split and no seed.
 """
 
 from __future__ import annotations
@@ -18,8 +18,23 @@ from treepref.tasks.answers import MARK, canonical_number, last_boxed, parse_num
 from treepref.tasks.rationales import drop_annotations
 from treepref.types import Problem
 
-HUB_IDS = {"gsm8k": "openai/gsm8k", "math": "DigitalLearningGmbH/MATH-lighteval"}
+HUB_IDS = {
+    "gsm8k": "openai/gsm8k",
+    "math": "DigitalLearningGmbH/MATH-lighteval",
+    "svamp": "ChilleD/SVAMP",
+    "arc_easy": "allenai/ai2_arc",
+    "arc_challenge": "allenai/ai2_arc",
+    "openbookqa": "allenai/openbookqa",
+    "commonsense_qa": "tau/commonsense_qa",
+    "sciq": "allenai/sciq",
+    "aqua": "deepmind/aqua_rat",
+}
 """Read where a recipe names no path."""
+
+HUB_SUBSETS = {
+    "gsm8k": "main", "arc_easy": "ARC-Easy", "arc_challenge": "ARC-Challenge", "openbookqa": "main", "aqua": "raw"
+}  # fmt: skip
+"""The part of the hub's data set that a kind means, where it comes in parts."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -90,7 +105,7 @@ def read_items(path: str, split: str, parse: Parse, prefix: str, subset: str | N
 
 def parse_gsm8k(row: Row, prefix: str, *, keep_annotations: bool = False) -> Problem:
     """`question`, `answer` = 'rationale\\n#### N'."""
-    question, text = _text(row.data, "question"), _text(row.data, "answer")
+    question, text = row_text(row.data, "question"), row_text(row.data, "answer")
     steps, mark, last = text.rpartition(MARK)
     if not mark:
         raise BadRow(f"'answer' does not end in '{MARK} N'")
@@ -100,40 +115,54 @@ def parse_gsm8k(row: Row, prefix: str, *, keep_annotations: bool = False) -> Pro
     if not keep_annotations:
         steps = drop_annotations(steps)
     return Problem(
-        _id(row, prefix), question, canonical_number(value), f"{steps.strip()}\n{MARK} {last.strip()}".strip()
+        row_id(row, prefix), question, canonical_number(value), f"{steps.strip()}\n{MARK} {last.strip()}".strip()
     )
 
 
 def parse_math(row: Row, prefix: str) -> Problem:
     r"""`problem`, `solution`, perhaps `level` and `type`; the answer is the last '\boxed{…}'."""
-    question, solution = _text(row.data, "problem"), _text(row.data, "solution")
+    question, solution = row_text(row.data, "problem"), row_text(row.data, "solution")
     answer = last_boxed(solution)
     if answer is None:
         raise BadRow(r"'solution' has no \boxed{…} that holds an answer")
     meta = {key: row.data[key] for key in ("level", "type") if isinstance(row.data.get(key), str)}
-    return Problem(_id(row, prefix), question, answer, solution, meta)
+    return Problem(row_id(row, prefix), question, answer, solution, meta)
+
+
+def parse_svamp(row: Row, prefix: str) -> Problem:
+    """`Body`, `Question`, `Answer` (a number as text), `ID`; there are no rationales."""
+    question = f"{row_text(row.data, 'Body')} {row_text(row.data, 'Question')}"
+    written = row_text(row.data, "Answer")
+    value = parse_number(written)
+    if value is None:
+        raise BadRow(f"'Answer' {written[:40]!r} is not a number")
+    given = row.data.get("ID")
+    return Problem(
+        given if isinstance(given, str) and given else row_id(row, prefix), question, canonical_number(value)
+    )
 
 
 def parse_plain(row: Row, prefix: str) -> Problem:
     """A user's own: `question`, `answer` (text or number), perhaps `rationale` and `id`."""
-    question = _text(row.data, "question")
+    question = row_text(row.data, "question")
     answer = row.data.get("answer")
     if isinstance(answer, int | float) and not isinstance(answer, bool):
         answer = str(answer)
     elif "answer" in row.data:
-        answer = _text(row.data, "answer")
+        answer = row_text(row.data, "answer")
     else:
         raise BadRow("has no 'answer'")
     rationale = row.data.get("rationale")
     if rationale is not None and not isinstance(rationale, str):
         raise BadRow(f"'rationale' is {type(rationale).__name__}, not text")
-    return Problem(_id(row, prefix), question, answer, rationale if rationale and rationale.strip() else None)
+    return Problem(row_id(row, prefix), question, answer, rationale if rationale and rationale.strip() else None)
 
 
 Parse = Callable[[Row, str], Problem]
 
 
-def _text(data: Any, key: str) -> str:
+def row_text(data: Any, key: str) -> str:
+    """The row's text under `key`, without blanks at its ends. Raises BadRow where there is none."""
     if not isinstance(data, Mapping):
         raise BadRow(f"is {type(data).__name__}, not an object with keys")
     if key not in data:
@@ -145,7 +174,8 @@ def _text(data: Any, key: str) -> str:
     return data[key].strip()
 
 
-def _id(row: Row, prefix: str) -> str:
+def row_id(row: Row, prefix: str) -> str:
+    """The row's own `id`, or one made of `prefix` and its line. Raises BadRow for an id that is no text or integer."""
     given = row.data.get("id")
     if given is None:
         return f"{prefix}-{row.number:06d}"

@@ -23,7 +23,7 @@ from treepref.types import Problem
 START_SECONDS = 180.0
 """Longest start of a worker: its imports alone, on a busy machine."""
 
-_BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from treepref.tasks.worker import main; main()"
+_BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from {module} import main; main()"
 
 
 class IsolatedFunction:
@@ -37,12 +37,12 @@ class IsolatedFunction:
         self._setup = json.dumps({"function": function, "key": key, "memory_mb": memory_mb})
         self._seconds = seconds
         self._lock = threading.Lock()
-        self._worker: _Worker | None = None
+        self._worker: WorkerProcess | None = None
 
     def start(self) -> None:
         """Start the worker if there is none. Returns at once; `wait` finds out how it went."""
         if self._worker is None:
-            self._worker = _Worker(self._setup)
+            self._worker = WorkerProcess("treepref.tasks.worker", self._setup)
 
     def wait(self) -> None:
         """Wait until the worker can take a call. Raises RecipeError where the function cannot be imported."""
@@ -79,14 +79,19 @@ class IsolatedFunction:
             self._worker = None
 
 
-class _Worker:
-    """One process and the thread that reads what it writes (a pipe can be waited for with a limit nowhere else)."""
+class WorkerProcess:
+    """One process and the thread that reads what it writes (a pipe can be waited for with a limit nowhere else).
 
-    def __init__(self, setup: str) -> None:
+    It runs `main()` of `module`, with `setup` as its first argument, which answers one JSON line with another; its
+    first line is {"ready": true}, or {"ready": false, "error": why}.
+    """
+
+    def __init__(self, module: str, setup: str) -> None:
         self.ready = False
+        self.module = module
         self.lines: queue.Queue[str | None] = queue.Queue()
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _BOOT, setup, json.dumps(sys.path)],
+            [sys.executable, "-c", _BOOT.format(module=module), setup, json.dumps(sys.path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -96,18 +101,20 @@ class _Worker:
         threading.Thread(target=self._read, daemon=True).start()
 
     def wait(self) -> None:
+        """Wait for the first line. Raises RecipeError where it says why not, TreeprefError where none comes."""
         if self.ready:
             return
         try:
             answer = self._receive(START_SECONDS)
         except (TimeoutError, EOFError) as error:
             why = "did not start in time" if isinstance(error, TimeoutError) else "died while starting"
-            raise TreeprefError(f"the process for answer checks {why}; its own messages stand above") from error
+            raise TreeprefError(f"a worker process ({self.module}) {why}; its own messages stand above") from error
         if not answer["ready"]:
             raise RecipeError(answer["error"])
         self.ready = True
 
     def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """The answer. Raises TimeoutError or EOFError; the process is then to be killed."""
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(json.dumps(request) + "\n")
@@ -117,6 +124,7 @@ class _Worker:
         return self._receive(seconds)
 
     def kill(self) -> None:
+        """End the process and its children, whatever they are at."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if hasattr(os, "killpg"):
                 os.killpg(self.process.pid, signal.SIGKILL)

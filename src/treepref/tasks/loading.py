@@ -18,7 +18,19 @@ from random import Random
 from treepref.config import TaskConfig
 from treepref.errors import DataError, RecipeError
 from treepref.tasks import gym
-from treepref.tasks.files import HUB_IDS, Item, Items, Parse, parse_gsm8k, parse_math, parse_plain, read_items
+from treepref.tasks.choices import PARSERS
+from treepref.tasks.files import (
+    HUB_IDS,
+    HUB_SUBSETS,
+    Item,
+    Items,
+    Parse,
+    parse_gsm8k,
+    parse_math,
+    parse_plain,
+    parse_svamp,
+    read_items,
+)
 from treepref.tasks.prompts import bare_text
 from treepref.tasks.task import load_task
 from treepref.types import Problem
@@ -27,7 +39,11 @@ _FRUITLESS = 2000
 """Draws in a row without a new problem after which a task is held to be exhausted."""
 _FIRST = {"eval": 0, "labelled": 10_000_000, "train": 20_000_000}
 """First index of each split, far apart, so that one split's size never changes another's problems."""
-_FILE_PARAMS = {"gsm8k": ("keep_annotations", "subset"), "math": ("subset",), "jsonl": ()}
+_PARSERS: dict[str, Parse] = {
+    "gsm8k": parse_gsm8k, "math": parse_math, "svamp": parse_svamp, "jsonl": parse_plain, **PARSERS
+}  # fmt: skip
+_OTHER_PARAMS = {"gsm8k": ("keep_annotations", "subset"), "jsonl": ()}
+"""Parameters of the kinds that are read from files, where they are not ("subset",)."""
 
 GoldCheck = Callable[[Problem], str | None]
 """Why a problem's own answer does not count as right; None where it does."""
@@ -35,7 +51,7 @@ GoldCheck = Callable[[Problem], str | None]
 
 @dataclass(slots=True)
 class Splits:
-    """Only labelled problems have rationales."""
+    """Only labelled problems have rationales (and training problems, where `load_splits` was asked for them)."""
 
     labelled: list[Problem] = field(default_factory=list)
     train: list[Problem] = field(default_factory=list)
@@ -44,18 +60,24 @@ class Splits:
     """One line a row set aside (file, line, why), and a note where a split is smaller than asked for."""
 
 
-def load_splits(cfg: TaskConfig, seed: int, *, exclude: Iterable[str] = ()) -> Splits:
+def load_splits(cfg: TaskConfig, seed: int, *, exclude: Iterable[str] = (), train_rationales: bool = False) -> Splits:
     """The problems of a run. The same recipe and seed give the same splits, in the same order.
 
-    `exclude`: question texts that no split may hold (what a base model was trained on, say). Problems whose own
+    `exclude`: question texts that no split may hold (what a base model was trained on, say). `train_rationales`: leave
+    training problems their rationales, for a search that is to see them (search.inject_reference). Problems whose own
     answer does not check as right against itself are set aside. Raises DataError for data that cannot serve (nothing
     usable, overlapping files, a task with too few different problems) and RecipeError for impossible settings.
     """
     task = load_task(cfg)
     with task.checker() as checker:
         if cfg.kind == "reasoning_gym":
-            return _draw_splits(cfg, seed, exclude, checker.accepts_gold)
-        return _file_splits(cfg, seed, exclude, checker.accepts_gold)
+            splits = _draw_splits(cfg, seed, exclude, checker.accepts_gold)
+        else:
+            splits = _file_splits(cfg, seed, exclude, checker.accepts_gold)
+    splits.eval = _without_rationales(splits.eval)
+    if not train_rationales:
+        splits.train = _without_rationales(splits.train)
+    return splits
 
 
 def question_key(text: str, task: str | None = None) -> str:
@@ -86,7 +108,6 @@ def _draw_splits(cfg: TaskConfig, seed: int, exclude: Iterable[str], gold_check:
     splits.eval = _draw(cfg, seed, "eval", cfg.splits.eval, seen, gold_check, splits.skipped)
     labelled = _draw(cfg, seed, "labelled", cfg.splits.labelled, seen, gold_check, splits.skipped)
     splits.train = _draw(cfg, seed, "train", cfg.splits.train, seen, gold_check, splits.skipped)
-    splits.eval, splits.train = _without_rationales(splits.eval), _without_rationales(splits.train)
     splits.labelled = labelled
     return splits
 
@@ -182,26 +203,26 @@ def _file_splits(cfg: TaskConfig, seed: int, exclude: Iterable[str], gold_check:
         if not problems:
             raise DataError(f"{source.source}: no usable problem is left for {name}; ask for fewer in task.splits")
     notes = list(dict.fromkeys(notes))  # a row that was tried for two splits is named once
-    return Splits(labelled, _without_rationales(train), _without_rationales(evaluation), notes)
+    return Splits(labelled, train, evaluation, notes)
 
 
 def _reader(cfg: TaskConfig, path: str) -> tuple[str | None, Parse]:
     """The hub's subset and the function that reads a row. Raises RecipeError for an unknown parameter."""
-    allowed = _FILE_PARAMS[cfg.kind]
+    allowed = _OTHER_PARAMS.get(cfg.kind, ("subset",))
     for key in cfg.params:
         if key not in allowed:
             raise RecipeError(
                 f"task.params.{key}: {cfg.kind} has no such parameter (it has {', '.join(allowed) or 'none'})"
             )
-    keep, subset = cfg.params.get("keep_annotations", False), cfg.params.get("subset")
+    # A model that is to use the calculator must see how: its annotations are what calls it.
+    keep = cfg.params.get("keep_annotations", cfg.tool == "calculator")
+    subset = cfg.params.get("subset", HUB_SUBSETS.get(cfg.kind) if path == HUB_IDS.get(cfg.kind) else None)
     if not isinstance(keep, bool):
         raise RecipeError(f"task.params.keep_annotations: {keep!r} is not true or false")
     if subset is not None and not isinstance(subset, str):
         raise RecipeError(f"task.params.subset: {subset!r} is not text")
-    if cfg.kind == "gsm8k":
-        default = "main" if path == HUB_IDS["gsm8k"] else None
-        return subset or default, partial(parse_gsm8k, keep_annotations=keep)
-    return subset, parse_math if cfg.kind == "math" else parse_plain
+    parse = _PARSERS[cfg.kind]
+    return subset, partial(parse_gsm8k, keep_annotations=keep) if cfg.kind == "gsm8k" else parse
 
 
 def _ordered(items: list[Item], seed: int, purpose: str) -> list[Item]:

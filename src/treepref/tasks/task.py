@@ -1,7 +1,6 @@
 """A task: how a problem is put to the model, how its solution is written for SFT, and how answers are read.
 
-One `Kind` a family of tasks, in one dict. A new family (multiple choice, say) is a `Kind` of its own in a file of its
-own. Knows no file and no split.
+One `Kind` a family of tasks, in one dict. Knows no file and no split.
 """
 
 from __future__ import annotations
@@ -16,6 +15,8 @@ from treepref.errors import DataError, RecipeError
 from treepref.tasks import checking
 from treepref.tasks.answers import MARK
 from treepref.tasks.checking import AnswerRule, Checker
+from treepref.tasks.choices import CHOICE, PARSERS
+from treepref.tasks.choices import SELF_EVALUATION as CHOICE_SELF_EVALUATION
 from treepref.tasks.functions import is_function_name, load_function
 from treepref.tasks.rationales import arithmetic_steps, chain_steps, solution_lines
 from treepref.types import Problem, Question
@@ -41,10 +42,20 @@ def _written(problem: Problem, granularity: list[int], rng: Random) -> list[str]
 def _written_with_answer(problem: Problem, granularity: list[int], rng: Random) -> list[str]:
     """A user's rationale, and a line '#### answer' where the answer cannot be found in it."""
     lines = solution_lines(problem.rationale or "")
-    found = checking.PLAIN.extract("\n".join(lines), "\n")
+    found = checking.PLAIN.extract("\n".join(lines), "\n", problem)
     if found is not None and checking.plain_agrees(found, problem):
         return lines
     return [*lines, f"{MARK} {problem.answer}"]
+
+
+SELF_EVALUATION = (
+    "\nA teacher reads the solution up to here.\n"
+    "(A) Every step is right and leads toward the answer.\n"
+    "(B) There is a mistake in it, or it leads nowhere.\n"
+    "The teacher's verdict is ("
+)
+"""The question by which a policy weighs its own steps (MCTS-DPO, arXiv 2405.00451, section 2.1, self-evaluation); the
+wording is ours. It follows a step's delimiter and ends right before the letter: the next token is "A" or "B"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +64,8 @@ class Kind:
     """Default prompt, with `{question}`."""
     rule: AnswerRule
     steps: Steps
+    self_evaluation: str = SELF_EVALUATION
+    """Two choices, (A) right and (B) wrong, about the solution so far."""
 
 
 QUESTION_ANSWER = "Question: {question}\nAnswer:\n"
@@ -60,7 +73,9 @@ QUESTION_ANSWER = "Question: {question}\nAnswer:\n"
 _KINDS = {
     "gsm8k": Kind(QUESTION_ANSWER, checking.GSM8K, _written),
     "math": Kind("Problem: {question}\nSolution:\n", checking.MATH, _written),
+    "svamp": Kind(QUESTION_ANSWER, checking.GSM8K, _written),
     "jsonl": Kind(QUESTION_ANSWER, checking.PLAIN, _written_with_answer),
+    **dict.fromkeys(PARSERS, Kind(QUESTION_ANSWER, CHOICE, _written, CHOICE_SELF_EVALUATION)),
 }
 _GYM_KINDS = {
     "chain_sum": Kind("{question}\n", checking.CHAIN, _chain),
@@ -87,6 +102,14 @@ class Task:
         """The text before the solution. Raises DataError where a user's function fails or returns no text."""
         return self._prompt(question)
 
+    @property
+    def self_evaluation(self) -> str:
+        """Text put after the solution so far (after its delimiter): a question with the choices (A) right, (B) wrong.
+
+        It ends right before the letter.
+        """
+        return self.kind.self_evaluation
+
     def solution_text(self, problem: Problem, rng: Random) -> str:
         """The rationale as SFT text: its steps joined by the delimiter, the answer in the last, no EOS.
 
@@ -101,8 +124,11 @@ class Task:
         return self.delimiter.join(lines)
 
     def canonical(self, text: str) -> str | None:
-        """The final answer of a solution in the form that votes count; None where there is none."""
-        found = self.kind.rule.extract(text, self.delimiter)
+        """The final answer of a solution in the form that votes count; None where there is none.
+
+        Without the problem at hand: a choice that is stated by its text alone is found by the checker only.
+        """
+        found = self.kind.rule.extract(text, self.delimiter, None)
         return self.kind.rule.canonical(found) if found else None
 
     def checker(self) -> Checker:

@@ -20,8 +20,8 @@ from treepref.types import Problem
 def main() -> None:
     """Serve checks until the requests end. `sys.argv[1]`: JSON with `function`, `key` and `memory_mb`."""
     setup = json.loads(sys.argv[1])
-    requests, replies = _private_channel()
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    requests, replies = private_channel()
+    threading.Thread(target=die_with_parent, daemon=True).start()
 
     def reply(message: dict[str, Any]) -> None:
         replies.write(json.dumps(message) + "\n")
@@ -32,7 +32,7 @@ def main() -> None:
     except TreeprefError as error:
         reply({"ready": False, "error": str(error)})
         return
-    _limit_memory(setup["memory_mb"])
+    limit_memory(setup["memory_mb"])
     reply({"ready": True})
     for line in requests:
         request = json.loads(line)
@@ -49,8 +49,8 @@ def _answer(function: Any, text: str, problem: Problem) -> dict[str, Any]:
     return {"correct": False, "error": f"the checker returned {type(result).__name__}, not True or False"}
 
 
-def _private_channel() -> tuple[Any, Any]:
-    """Keep the pipes to the parent for this file alone: a checker prints to stderr and reads nothing."""
+def private_channel() -> tuple[Any, Any]:
+    """Keep the pipes to the parent for the serving loop alone: a checker prints to stderr and reads nothing."""
     requests = os.fdopen(os.dup(0), encoding="utf-8")
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -58,7 +58,7 @@ def _private_channel() -> tuple[Any, Any]:
     return requests, replies
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """A check that hangs must not outlive a parent that was killed."""
     parent = os.getppid()
     while os.getppid() == parent:
@@ -66,7 +66,8 @@ def _die_with_parent() -> None:
     os._exit(1)
 
 
-def _limit_memory(megabytes: int | None) -> None:
+def limit_memory(megabytes: int | None) -> None:
+    """Limit this process's address space and that of its children. None, or no such limits here: nothing is done."""
     if megabytes is None:
         return
     try:

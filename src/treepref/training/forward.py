@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from treepref.errors import ModelError
+from treepref.models.lora import adapters_off
 from treepref.objectives import LossBatch
 from treepref.training.examples import Example, NodeLogprobs, Scorer
 from treepref.training.packing import (
@@ -87,7 +88,8 @@ class PackedModel(nn.Module):
 
     def _logprobs(self, hidden_TH: Tensor, labels_T: Tensor) -> Tensor:
         def chunk(h: Tensor, y: Tensor) -> Tensor:
-            logits = head_logits(self.model, h)
+            # the head's output as it is: models that scale or cap it are refused, at load and by the packing probe
+            logits = self.model.get_output_embeddings()(h)
             return -cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), y, reduction="none")
 
         if len(labels_T) <= self.chunk_tokens:
@@ -99,22 +101,6 @@ class PackedModel(nn.Module):
 # ---------------------------------------------------------------------------------------------------------------------
 # What the loss needs beside the forward
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def head_logits(model: nn.Module, hidden: Tensor) -> Tensor:
-    """The LM head on post-norm hidden states, with the scalings that some models apply to its output.
-
-    The packing probe compares with the model's own logits, so a scaling unknown here is refused, not got wrong.
-    """
-    logits = model.get_output_embeddings()(hidden)
-    config = model.config
-    if getattr(config, "logit_scale", None) is not None:  # Cohere
-        logits = logits * config.logit_scale
-    if getattr(config, "logits_scaling", None) is not None:  # Granite
-        logits = logits / config.logits_scaling
-    if getattr(config, "final_logit_softcapping", None) is not None:  # Gemma 2
-        logits = config.final_logit_softcapping * torch.tanh(logits / config.final_logit_softcapping)
-    return logits
 
 
 @dataclass(slots=True)
@@ -306,10 +292,10 @@ def _by_node(flat: Flat, logp: Array) -> list[tuple[float, ...] | None]:
 def model_scorer(
     model: nn.Module, *, row_tokens: int = 2048, rows_per_pass: int = 1, adapter_off: bool = False
 ) -> Scorer:
-    """A model as the reference of `attach_reference`. `adapter_off`: a LoRA policy without its adapter."""
+    """A model as the reference of `attach_reference`. `adapter_off`: a LoRA policy without its adapters."""
 
     def scorer(examples: Sequence[Example]) -> NodeLogprobs:
-        with model.disable_adapter() if adapter_off else nullcontext():
+        with adapters_off(model) if adapter_off else nullcontext():
             return score(model, examples, row_tokens=row_tokens, rows_per_pass=rows_per_pass).logprobs
 
     return scorer

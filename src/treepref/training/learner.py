@@ -11,9 +11,8 @@ of passes.
 from __future__ import annotations
 
 import math
-import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -25,9 +24,8 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from treepref.config import TrainConfig, WarmupConfig
-from treepref.errors import DataError, ModelError
+from treepref.errors import DataError, ModelError, StoreError
 from treepref.objectives import (
-    HEALTH,
     OBJECTIVES,
     PREFERENCE_OBJECTIVES,
     Coefficients,
@@ -41,15 +39,15 @@ from treepref.training.checkpoints import Checkpoint, latest_checkpoint, save_ch
 from treepref.training.examples import Example, fingerprint
 from treepref.training.forward import PackedModel, evaluating, loss_batch, place, scatter_index
 from treepref.training.packing import Flat, check_context, collate, flatten, max_positions, passes, renumbered
-
-Metrics = dict[str, float]
+from treepref.training.schedule import lr_factor, plan_steps
+from treepref.training.tally import Metrics, Tally
 
 
 @dataclass(frozen=True, slots=True)
 class LearnerSettings:
     """Constants of a training run. The first group defines the result, the second only how the work is cut."""
 
-    objective: Literal["sft", "dpo", "cdpo", "ipo", "ipo_mean", "svpo"] = "svpo"
+    objective: Literal["sft", "dpo", "cdpo", "cdpo_mean", "ipo", "ipo_mean", "svpo"] = "svpo"
     coefficients: Coefficients = field(default_factory=Coefficients)
     lr: float = 1e-5
     value_lr: float | None = None
@@ -98,7 +96,7 @@ class LearnerSettings:
 
 @dataclass(slots=True)
 class TrainResult:
-    """What a call of `Learner.train` did, earlier sessions of a resumed run included."""
+    """What a training run did, earlier sessions of a resumed one included."""
 
     steps: int = 0
     total_steps: int = 0
@@ -106,8 +104,9 @@ class TrainResult:
     """Packed tokens trained on, of all ranks; prefixes repeated by splitting count."""
     flops: float = 0.0
     seconds: float = 0.0
+    """Spent in steps and on checkpoints; what the caller does between two steps does not count."""
     stopped: bool = False
-    """The stop callback ended it early."""
+    """It was ended early."""
     last: Metrics | None = None
     """Metrics of the last step."""
 
@@ -119,6 +118,8 @@ class Learner:
         model: a Hugging Face causal LM, or a peft model around one: only parameters with `requires_grad` are trained.
         value_head: [.., H] → [..] or [.., 1], values in [-1, 1]; None where there is none.
         accelerator: devices, ranks and mixed precision; None makes a plain one on the model's device.
+        flops_per_token: of a forward pass, for `TrainResult.flops` (a training token costs three times this); None
+            counts two for each parameter.
 
     Raises:
         ModelError: `svpo` with value terms but no value head; an accelerator that shards the model (FSDP, DeepSpeed) or
@@ -132,6 +133,7 @@ class Learner:
         settings: LearnerSettings,
         *,
         accelerator: Accelerator | None = None,
+        flops_per_token: float | None = None,
     ) -> None:
         c = settings.coefficients
         self.trains_values = settings.objective == "svpo" and (c.value_weight > 0 or c.margin_weight > 0)
@@ -147,8 +149,7 @@ class Learner:
         packed = PackedModel(model, value_head if self.trains_values else None, chunk_tokens=settings.chunk_tokens)
         self.packed = packed.to(self.accelerator.device)
         self.parameters = {name: p for name, p in self.packed.named_parameters() if p.requires_grad}
-        self.flops_per_token = 2.0 * sum(p.numel() for p in self.packed.parameters())
-        """Of a forward pass; a training token costs three times this (6 · parameters)."""
+        self.flops_per_token = flops_per_token or 2.0 * sum(p.numel() for p in self.packed.parameters())
 
     @property
     def device(self) -> torch.device:
@@ -186,40 +187,56 @@ class Learner:
                 (names the step and the examples; the weights are as before the step).
             StoreError: a checkpoint belongs to other data or settings, or the disk is full.
         """
-        ordered = self._checked(examples)
+        ordered = sorted(examples, key=lambda e: e.id)
+        self._check_examples(ordered)
+        self._check_useful(ordered)
         plan = plan_steps(ordered, epochs, self.settings.seed, batch_trees=batch_trees, batch_tokens=batch_tokens)
-        optimizer = self._optimizer()
         identity = {
-            **self.settings.identity(),
             "epochs": epochs,
             "batch_trees": batch_trees,
             "batch_tokens": batch_tokens,
             "data": fingerprint(ordered),
         }
-        result = TrainResult(total_steps=len(plan))
-        if checkpoints is not None:
-            result = self._resume(checkpoints, optimizer, identity, result)
-        started = time.monotonic() - result.seconds
-        flats: dict[int, Flat] = {}
-        with evaluating(self.packed):
-            self._recompute_activations()
-            while result.steps < len(plan) and not result.stopped:
-                step = result.steps
-                batch = [self._flat(flats, ordered, index) for index in plan[step].members]
-                metrics = self._step(batch, step, len(plan), optimizer, reference_is_policy)
-                result.steps += 1
-                result.tokens += int(metrics["tokens"])
-                result.flops += metrics["flops"]
-                result.seconds = time.monotonic() - started
-                metrics |= {"epoch": plan[step].epoch, "total_tokens": result.tokens, "seconds": result.seconds}
-                result.last = metrics
-                if on_step is not None:
-                    on_step(metrics)
-                result.stopped = stop is not None and stop(metrics)
-                due = result.steps % checkpoint_every == 0 or result.steps == len(plan) or result.stopped
-                if checkpoints is not None and due:
-                    self._save(checkpoints, optimizer, identity, result)
-        return result
+        run = self.start(
+            len(plan), identity=identity, checkpoints=checkpoints, checkpoint_every=checkpoint_every, on_step=on_step
+        )
+        while run.steps < len(plan) and not run.result.stopped:
+            planned = plan[run.steps]
+            metrics = run.step(
+                [ordered[index] for index in planned.members],
+                reference_is_policy=reference_is_policy and run.steps == 0,
+                labels={"epoch": planned.epoch},
+            )
+            if stop is not None and stop(metrics):
+                run.stop()
+        return run.result
+
+    def start(
+        self,
+        total_steps: int,
+        *,
+        identity: Mapping[str, Any],
+        checkpoints: Path | None = None,
+        checkpoint_every: int = 100,
+        on_step: Callable[[Metrics], None] | None = None,
+    ) -> LearnerRun:
+        """Begin, or resume, a run whose examples the caller brings step by step.
+
+        Args:
+            total_steps: of the whole run: the learning rate's schedule ends there.
+            identity: what must not change when the run is resumed, beside the settings; plain JSON values.
+            checkpoints: a folder. The whole training state is saved there every `checkpoint_every` steps, after the
+                last one and on `LearnerRun.stop`; the last two are kept. If there is one already, the weights, the
+                optimizer and `LearnerRun.steps` are as they were then.
+            on_step: called on every rank with each step's metrics, before the step's checkpoint is saved: what it
+                writes down is never behind the checkpoint that a resumed run starts from.
+
+        Raises:
+            StoreError: a checkpoint belongs to another run (names what differs), or cannot be read.
+        """
+        return LearnerRun(
+            self, total_steps, self.settings.identity() | dict(identity), checkpoints, checkpoint_every, on_step
+        )
 
     # -----------------------------------------------------------------------------------------------------------------
     # One step
@@ -228,24 +245,11 @@ class Learner:
     def _step(
         self, batch: Sequence[Flat], step: int, total_steps: int, optimizer: torch.optim.Optimizer, check: bool
     ) -> Metrics:
-        counts = sum((flat.example.counts for flat in batch), Counts())
-        optimizer.zero_grad(set_to_none=True)
-        tally = Tally(self.device)
-        passed: list[tuple[Tensor, list[str]]] = []
-        for flats, loss in self._passes(self._share(batch), counts, tally):
-            passed.append((loss, [flat.example.id for flat in flats]))
-        self._sum_gradients()
-        means = tally.means(self.accelerator)
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip).item()
-        if not (math.isfinite(means["loss"]) and math.isfinite(norm)):
-            raise ModelError(_not_finite(step, means["loss"], norm, passed))
-        if check and step == 0:
-            self._check_first_loss(means, counts)
+        """One update from the sum of all passes' and ranks' gradients; an empty batch leaves everything as it is."""
         factor = lr_factor(step, total_steps, self.settings.warmup_ratio, self.settings.schedule)
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
-        optimizer.step()
-
+        means, norm = self._update(batch, step, optimizer, check) if batch else ({}, 0.0)
         tokens = sum(flat.tokens for flat in batch)
         again = sum(flat.tokens for flat in batch if flat.split)  # split trees run forward twice
         return means | {
@@ -257,6 +261,26 @@ class Learner:
             "tokens": tokens,
             "flops": self.flops_per_token * (3 * tokens + again),
         }
+
+    def _update(
+        self, batch: Sequence[Flat], step: int, optimizer: torch.optim.Optimizer, check: bool
+    ) -> tuple[Metrics, float]:
+        """Gradient, checks, optimizer. (mean losses and health, gradient norm)"""
+        counts = sum((flat.example.counts for flat in batch), Counts())
+        optimizer.zero_grad(set_to_none=True)
+        tally = Tally(self.device)
+        passed: list[tuple[Tensor, list[str]]] = []
+        for flats, loss in self._passes(self._share(batch), counts, tally):
+            passed.append((loss, [flat.example.id for flat in flats]))
+        self._sum_gradients()
+        means = tally.means(self.accelerator)
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip).item()
+        if not (math.isfinite(means["loss"]) and math.isfinite(norm)):
+            raise ModelError(_not_finite(step, means["loss"], norm, passed))
+        if check:
+            self._check_reference(means, counts)
+        optimizer.step()
+        return means, norm
 
     def _passes(self, flats: Sequence[Flat], counts: Counts, tally: Tally) -> Iterator[tuple[Sequence[Flat], Tensor]]:
         """Forward and backward of this rank's examples, group by group: (examples, their part of the loss)."""
@@ -324,31 +348,26 @@ class Learner:
     # Around the steps
     # -----------------------------------------------------------------------------------------------------------------
 
-    def _checked(self, examples: Sequence[Example]) -> list[Example]:
-        """Sorted by id, and fit to train on."""
-        ordered = sorted(examples, key=lambda e: e.id)
-        for one, two in pairwise(ordered):
-            if one.id == two.id:
-                raise DataError(f"two examples have the id {one.id!r}; training order needs unique ids")
-        counts = sum((e.counts for e in ordered), Counts())
+    def _check_examples(self, examples: Sequence[Example]) -> None:
+        """Ids are unique, references are there where the objective needs them, and no path is too long."""
+        for one, two in pairwise(sorted(e.id for e in examples)):
+            if one == two:
+                raise DataError(f"two examples have the id {one!r}; training order needs unique ids")
+        if self.settings.objective in PREFERENCE_OBJECTIVES:
+            for example in examples:
+                if any(example.nodes[n].ref is None for pair in example.pairs for n in (*pair.winner, *pair.loser)):
+                    raise ModelError(
+                        f"example {example.id!r} has no reference log-probs, and objective "
+                        f"{self.settings.objective!r} needs them: call attach_reference first"
+                    )
+        check_context(examples, max_positions(self.packed.model))
+
+    def _check_useful(self, examples: Sequence[Example]) -> None:
+        counts = sum((e.counts for e in examples), Counts())
         objective = self.settings.objective
         useful = {"sft": counts.tokens, "svpo": counts.pairs + counts.values + counts.tokens}
         if not useful.get(objective, counts.pairs):
-            raise DataError(f"{len(ordered)} examples hold nothing that objective {objective!r} can learn from")
-        if objective in PREFERENCE_OBJECTIVES:
-            for example in ordered:
-                if any(example.nodes[n].ref is None for pair in example.pairs for n in (*pair.winner, *pair.loser)):
-                    raise ModelError(
-                        f"example {example.id!r} has no reference log-probs, and objective {objective!r} needs them: "
-                        "call attach_reference first"
-                    )
-        check_context(ordered, max_positions(self.packed.model))
-        return ordered
-
-    def _flat(self, flats: dict[int, Flat], ordered: Sequence[Example], index: int) -> Flat:
-        if index not in flats:
-            flats[index] = flatten(ordered[index], self.settings.row_tokens)
-        return flats[index]
+            raise DataError(f"{len(examples)} examples hold nothing that objective {objective!r} can learn from")
 
     def _share(self, batch: Sequence[Flat]) -> Sequence[Flat]:
         """This rank's examples: dealt out by size, largest first."""
@@ -367,14 +386,14 @@ class Learner:
                 parameter.grad = torch.zeros_like(parameter)
             parameter.grad = self.accelerator.reduce(parameter.grad, "sum")
 
-    def _check_first_loss(self, means: Metrics, counts: Counts) -> None:
+    def _check_reference(self, means: Metrics, counts: Counts) -> None:
         if self.settings.objective not in PREFERENCE_OBJECTIVES or not counts.pairs:
             return
         expected = untrained_preference_loss(self.settings.objective, self.settings.coefficients)
         found = means["loss_preference"]
         if abs(found - expected) > 1e-3 * max(1.0, expected):
             raise ModelError(
-                f"the first preference loss is {found:.6f}, but it must be {expected:.6f} where the reference is the "
+                f"the preference loss is {found:.6f}, but it must be {expected:.6f} where the reference is the "
                 "policy itself: the reference log-probs are those of other weights, another precision or other tokens. "
                 "Recompute them with attach_reference and a scorer of this very model"
             )
@@ -397,6 +416,7 @@ class Learner:
             lr=s.lr,
             betas=s.betas,
             eps=s.eps,
+            fused=self.device.type in ("cpu", "cuda"),  # one pass over memory: several times as fast as op by op
         )
 
     def _recompute_activations(self) -> None:
@@ -411,106 +431,117 @@ class Learner:
                 # transformers recomputes in training mode alone; the submodules' dropouts stay off
                 module.training = True
 
-    def _save(
-        self, folder: Path, optimizer: torch.optim.Optimizer, identity: dict[str, Any], result: TrainResult
-    ) -> None:
-        if self.accelerator.is_main_process:
-            weights = {name: p.detach() for name, p in self.parameters.items()}
-            save_checkpoint(folder, Checkpoint(identity, asdict(result), weights, optimizer.state_dict()))
-        self.accelerator.wait_for_everyone()
 
-    def _resume(
-        self, folder: Path, optimizer: torch.optim.Optimizer, identity: dict[str, Any], fresh: TrainResult
-    ) -> TrainResult:
-        found = latest_checkpoint(folder, identity, self.device)
-        if found is None:
-            return fresh
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(found.weights[name])
-        optimizer.load_state_dict(found.optimizer)
-        return TrainResult(**found.progress | {"stopped": False})
+class LearnerRun:
+    """A run in progress (made by `Learner.start`): one optimizer step a call, with examples known only then.
 
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Order and schedule
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedStep:
-    epoch: int
-    members: tuple[int, ...]
-    """Indices into the examples, sorted by id."""
-
-
-def plan_steps(
-    ordered: Sequence[Example], epochs: int, seed: int, *, batch_trees: int | None, batch_tokens: int | None
-) -> list[PlannedStep]:
-    """Which examples each optimizer step takes: a seeded shuffle an epoch, cut into steps of like size.
-
-    No step has more than `batch_trees` examples, or about `batch_tokens` trained tokens (one of the two is given).
+    For loops that search with the weights of the step before. The model is in evaluation mode inside a step and in the
+    mode it was in outside.
     """
-    if (batch_trees is None) == (batch_tokens is None):
-        raise ValueError("give either batch_trees or batch_tokens")
-    sizes = [1 if batch_tokens is None else max(1, e.trained_tokens) for e in ordered]
-    all_sizes = sum(sizes)
-    per_epoch = math.ceil(all_sizes / (batch_trees or batch_tokens or 1))
-    plan = []
-    for epoch in range(epochs):
-        order = list(range(len(ordered)))
-        random.Random(f"{seed}:{epoch}").shuffle(order)
-        steps: list[list[int]] = [[] for _ in range(per_epoch)]
-        before = 0
-        for index in order:
-            steps[before * per_epoch // all_sizes].append(index)
-            before += sizes[index]
-        plan.extend(PlannedStep(epoch, tuple(members)) for members in steps if members)
-    return plan
 
+    def __init__(
+        self,
+        learner: Learner,
+        total_steps: int,
+        identity: Mapping[str, Any],
+        checkpoints: Path | None,
+        checkpoint_every: int,
+        on_step: Callable[[Metrics], None] | None,
+    ) -> None:
+        self.learner = learner
+        self.result = TrainResult(total_steps=total_steps)
+        self._optimizer = learner._optimizer()
+        self._identity = identity
+        self._checkpoints = checkpoints
+        self._checkpoint_every = checkpoint_every
+        self._on_step = on_step
+        self._saved = -1
+        if checkpoints is not None:
+            self._resume(checkpoints)
 
-def lr_factor(
-    step: int, total_steps: int, warmup_ratio: float, schedule: Literal["cosine", "linear", "constant"]
-) -> float:
-    """Learning rate of a step as a share of its peak: linear warm-up, then the schedule down to (almost) 0."""
-    warmup = math.ceil(warmup_ratio * total_steps)
-    if step < warmup:
-        return (step + 1) / warmup
-    done = (step - warmup) / max(1, total_steps - warmup)
-    return {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}[schedule]
+    @property
+    def steps(self) -> int:
+        """Optimizer steps done so far, those before a resume included."""
+        return self.result.steps
 
+    def step(
+        self,
+        examples: Sequence[Example],
+        *,
+        reference_is_policy: bool = False,
+        labels: Mapping[str, float] | None = None,
+    ) -> Metrics:
+        """One optimizer step; saves a checkpoint where one is due.
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Metrics and messages
-# ---------------------------------------------------------------------------------------------------------------------
+        A step without examples counts, and changes nothing but the place in the schedule; its metrics hold no loss.
 
+        Args:
+            reference_is_policy: the reference is the policy as it stands before this very step. Then the preference
+                loss must be ln 2 (1/(4β²) for IPO), and this is checked before any weight changes.
+            labels: put into the metrics as they are (an epoch, a round).
 
-class Tally:
-    """Losses and health of a step, added up over passes and ranks in one small tensor on the device."""
+        Raises:
+            DataError: duplicate ids, or a path longer than the model's context.
+            ModelError: reference log-probs are missing or not those of the policy; a loss or gradient is not finite
+                (names the step and the examples; the weights are as before the step).
+            StoreError: the checkpoint cannot be written.
+            ValueError: all steps are done.
+        """
+        result, learner = self.result, self.learner
+        if result.steps >= result.total_steps:
+            raise ValueError(f"all {result.total_steps} steps of this run are done")
+        started = time.monotonic()
+        learner._check_examples(examples)
+        with evaluating(learner.packed):
+            learner._recompute_activations()
+            flats = [flatten(example, learner.settings.row_tokens) for example in examples]
+            metrics = learner._step(flats, result.steps, result.total_steps, self._optimizer, reference_is_policy)
+        result.steps += 1
+        result.tokens += int(metrics["tokens"])
+        result.flops += metrics["flops"]
+        result.seconds += time.monotonic() - started
+        metrics |= dict(labels or {}) | {"total_tokens": result.tokens, "seconds": result.seconds}
+        result.last = metrics
+        if self._on_step is not None:
+            self._on_step(metrics)
+        if result.steps % self._checkpoint_every == 0 or result.steps == result.total_steps:
+            self._save()
+        return metrics
 
-    LOSSES = ("loss", "loss_preference", "loss_value", "loss_margin", "loss_sft")
+    def stop(self) -> None:
+        """End the run before its last step, with a checkpoint to go on from."""
+        self.result.stopped = True
+        self._save()
 
-    def __init__(self, device: torch.device) -> None:
-        self.places = {name: i for i, name in enumerate((*self.LOSSES, *HEALTH))}
-        real = torch.float32 if device.type == "mps" else torch.float64
-        self.sums = torch.zeros(len(self.places), 2, dtype=real, device=device)
-        """[name, (sum, count)]; for a loss, which is divided already, the count only says that it was there."""
+    def _save(self) -> None:
+        if self._checkpoints is None or self._saved == self.steps:
+            return
+        started = time.monotonic()
+        learner = self.learner
+        if learner.accelerator.is_main_process:
+            weights = {name: p.detach() for name, p in learner.parameters.items()}
+            state = Checkpoint(self._identity, asdict(self.result), weights, self._optimizer.state_dict())
+            save_checkpoint(self._checkpoints, state)
+        learner.accelerator.wait_for_everyone()
+        self._saved = self.steps
+        self.result.seconds += time.monotonic() - started
 
-    def add_loss(self, name: str, value: Tensor) -> None:
-        row = self.sums[self.places[name]]
-        row[0] += value.detach()
-        row[1] += 1
-
-    def add_health(self, metrics: dict[str, tuple[Tensor, Tensor]]) -> None:
-        rows = torch.stack([torch.stack(metrics[name]) for name in HEALTH])
-        self.sums[len(self.LOSSES) :] += rows
-
-    def means(self, accelerator: Accelerator) -> Metrics:
-        """Losses and mean health of the step over all ranks; what did not apply is absent."""
-        sums = accelerator.reduce(self.sums, "sum") if accelerator.num_processes > 1 else self.sums
-        rows = sums.tolist()
-        found = {name: rows[i] for name, i in self.places.items() if rows[i][1] > 0 or not math.isfinite(rows[i][1])}
-        return {name: s if name in self.LOSSES else s / n for name, (s, n) in found.items()}
+    def _resume(self, folder: Path) -> None:
+        found = latest_checkpoint(folder, self._identity, self.learner.device)
+        if found is None:
+            return
+        total = found.progress["total_steps"]
+        if total != self.result.total_steps:
+            raise StoreError(
+                f"the checkpoints in {folder} are of a run of {total} steps, not {self.result.total_steps}: the "
+                "learning rate's schedule would break. Restore what made them so many, or remove the folder"
+            )
+        with torch.no_grad():
+            for name, parameter in self.learner.parameters.items():
+                parameter.copy_(found.weights[name])
+        self._optimizer.load_state_dict(found.optimizer)
+        self.result = TrainResult(**found.progress | {"stopped": False})
+        self._saved = self.steps
 
 
 def _not_finite(step: int, loss: float, norm: float, passed: Sequence[tuple[Tensor, list[str]]]) -> str:

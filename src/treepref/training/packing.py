@@ -235,9 +235,18 @@ def pack(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
 
 
 def passes(lengths: Sequence[int], row_tokens: int, rows_per_pass: int) -> list[list[list[int]]]:
-    """`pack`, with `rows_per_pass` rows to a forward; rows of like width stand together, so little is padded."""
-    rows = sorted(pack(lengths, row_tokens), key=lambda row: -sum(lengths[i] for i in row))
-    return [rows[start : start + rows_per_pass] for start in range(0, len(rows), rows_per_pass)]
+    """Rows by forward, at most `row_tokens · rows_per_pass` places in each (but for a single longer item).
+
+    Attention is computed over the whole row and what a token must not see is masked, so its cost a token grows with the
+    row: rows are made no longer than the longest item needs, and there are more of them in a forward instead. Rows of
+    like width stand together, so little is padded.
+    """
+    if not lengths:
+        return []
+    width = min(max(lengths), row_tokens)
+    rows = sorted(pack(lengths, width), key=lambda row: -sum(lengths[i] for i in row))
+    together = row_tokens * rows_per_pass // max(width, max(lengths)) or 1
+    return [rows[start : start + together] for start in range(0, len(rows), together)]
 
 
 def renumbered(rows: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -112,14 +112,15 @@ def _known_reason(config: PretrainedConfig, longest_path: int | None) -> str | N
         )
     if any(hasattr(config, name) for name in ("state_size", "ssm_cfg", "mamba_d_state", "conv_kernel", "rwkv_version")):
         return "it has state-space (recurrent) layers, whose state runs through the row whatever the mask says"
-    window = _window(config)
+    window = attention_window(config)
     if window is not None and (longest_path is None or longest_path > window):
         longest = "of unknown length" if longest_path is None else f"of up to {longest_path} tokens"
         return f"it attends within a window of {window} tokens, and paths {longest} may exceed it"
     return None
 
 
-def _window(config: PretrainedConfig) -> int | None:
+def attention_window(config: PretrainedConfig) -> int | None:
+    """The narrowest window that any layer attends within, in tokens; None where all layers see everything."""
     windows = [getattr(config, name, None) for name in _WINDOWS]
     if getattr(config, "use_sliding_window", True) is False:
         windows = [w for name, w in zip(_WINDOWS, windows, strict=True) if name != "sliding_window"]
@@ -156,7 +157,7 @@ def _shrunk(config: PretrainedConfig, longest_path: int | None, *, narrow: bool)
             if isinstance(getattr(config, name, None), int):
                 grouped = getattr(config, name) < config.num_attention_heads
                 setattr(small, name, 2 if grouped else small.num_attention_heads)
-    window = _window(config)
+    window = attention_window(config)
     if window is not None and (longest_path is None or longest_path > window):
         for name in _WINDOWS:
             if isinstance(getattr(small, name, None), int):

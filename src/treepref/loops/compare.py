@@ -1,0 +1,176 @@
+"""`treepref compare`: several runs, of any method, side by side. Reads their stores only; writes beside none of them.
+
+What is compared and how is in `comparison.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from rich.console import Console
+
+from treepref.comparison import RoundScores, RunScores, compare_runs
+from treepref.config import Recipe
+from treepref.errors import DataError, StoreError
+from treepref.evaluation import (
+    Samples,
+    Scores,
+    Solution,
+    cost_of_policy,
+    distinct_right,
+    inference_of,
+    pass_at,
+    scores_over_k,
+    single_scores,
+)
+from treepref.report.compare import comparison_markdown, print_comparison, write_comparison
+from treepref.run_folder import disk_errors, land_file
+from treepref.store import Store
+
+_ASIDE = ("seed", "engine", "budget")
+"""Sections of a recipe that make no other recipe of it."""
+
+
+def compare(
+    folders: Sequence[Path],
+    out: Path,
+    *,
+    baseline: str | None = None,
+    group: bool = True,
+    markdown: bool = False,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Print the comparison, and write compare.json and compare.html into `out`.
+
+    `baseline` is a run's folder or name; None takes the first. Raises StoreError for a folder that holds no evaluated
+    run, DataError for a run that is named twice or an unknown baseline.
+    """
+    names = run_names(folders)
+    runs = [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
+    document = compare_runs(runs, baseline=_baseline(baseline, folders, names), group=group)
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        part = out / "compare.json.part"
+        part.write_text(json.dumps(document, indent=1), encoding="utf-8")
+        land_file(part, out / "compare.json")
+    page = write_comparison(document, out / "compare.html")
+    if markdown:
+        print(comparison_markdown(document))
+        return document
+    console = console or Console()
+    print_comparison(document, console)
+    console.print(f"comparison: {page}", style="dim")
+    return document
+
+
+def run_names(folders: Sequence[Path]) -> list[str]:
+    """The folders' names, with as much of the path before them as makes them differ.
+
+    Raises DataError where a folder is named twice.
+    """
+    paths = [folder.resolve() for folder in folders]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise DataError(f"{path} is named twice: give each run once")
+    depth = 1
+    while len({path.parts[-depth:] for path in paths}) < len(paths):
+        depth += 1
+    return ["/".join(path.parts[-depth:]).lstrip("/") for path in paths]
+
+
+def _baseline(wanted: str | None, folders: Sequence[Path], names: Sequence[str]) -> str | None:
+    if wanted is None or wanted in names:
+        return wanted
+    for folder, name in zip(folders, names, strict=True):
+        if folder.resolve() == Path(wanted).resolve():
+            return name
+    raise DataError(f"--baseline {wanted}: it is none of the runs {', '.join(names)}")
+
+
+def read_run(folder: Path, name: str | None = None) -> RunScores:
+    """A run's evaluated rounds. Decoders whose evaluation is not finished are left out, with a note.
+
+    Raises StoreError where the folder holds no run, or none with an evaluated round.
+    """
+    with Store(folder, read_only=True) as store:
+        recipe = store.meta("recipe")
+        if recipe is None:
+            raise StoreError(f"{folder} holds no recipe: it is no run")
+        keys = {p.id: f"{p.id} {_content(p.text, p.answer)}" for p in store.problems("eval")}
+        found: dict[int, list[str]] = {}
+        notes = []
+        for stage in store.stages():
+            if match := re.fullmatch(r"round-(\d+)/eval/(.+)", stage.name):
+                if stage.status == "done":
+                    found.setdefault(int(match.group(1)), []).append(match.group(2))
+                else:
+                    notes.append(f"{stage.name} is not finished and is left out")
+        rounds = [_round(store, number, decoders, keys) for number, decoders in sorted(found.items())]
+    rounds = [r for r in rounds if r.methods]
+    if not rounds:
+        raise StoreError(f"{folder}: no round of this run is evaluated yet, so there is nothing to compare")
+    return RunScores(
+        name=name or folder.name,
+        folder=str(folder),
+        recipe=str(recipe.get("name", "")),
+        method=str(recipe.get("method", "svpo")),
+        seed=int(recipe.get("seed", 0)),
+        identity=_identity(recipe),
+        rounds=rounds,
+        problems=keys,
+        notes=notes,
+    )
+
+
+def _round(store: Store, number: int, decoders: Sequence[str], keys: Mapping[str, str]) -> RoundScores:
+    methods: dict[str, Scores] = {}
+    passed: Mapping[str, float] | None = None
+    distinct: Mapping[str, float] | None = None
+    for decoder in decoders:
+        rows = [Solution.from_row(row) for _, _, row in store.outcomes(f"round-{number}/eval/{decoder}")]
+        if decoder != "samples":
+            scores = single_scores(rows, needs_value=decoder != "greedy")
+            methods |= {} if scores is None else {decoder: _keyed(scores, keys)}
+            continue
+        samples = Samples(rows)
+        for method in ("sc", "bon", "wvote"):
+            for k, scores in scores_over_k(samples, method).items():
+                methods[f"{method}@{k}"] = _keyed(scores, keys)
+        passed, distinct = pass_at(samples), distinct_right(samples)
+    costs = store.costs()
+    return RoundScores(
+        round=number,
+        methods=methods,
+        spent=cost_of_policy(costs, number),
+        inference=inference_of(costs, number, len(keys)),
+        pass_at=passed,
+        distinct_right=distinct["per_problem"] if distinct else None,
+    )
+
+
+def _keyed(scores: Scores, keys: Mapping[str, str]) -> Scores:
+    """The same by keys that tell equal ids of different problems apart."""
+    return Scores(
+        {keys.get(p, p): x for p, x in scores.score.items()},
+        {keys.get(p, p): x for p, x in scores.tokens.items()},
+        scores.draws,
+    )
+
+
+def _content(text: str, answer: str) -> str:
+    return hashlib.sha256(json.dumps([text, answer]).encode()).hexdigest()[:16]
+
+
+def _identity(recipe: Mapping[str, Any]) -> str:
+    """The recipe without its seed and what only sets speed and limits; keys that an older run lacks have defaults."""
+    try:
+        whole: Mapping[str, Any] = Recipe.model_validate_json(json.dumps(recipe)).model_dump(mode="json")
+    except ValidationError:  # made by another version: compared as it stands
+        whole = recipe
+    return json.dumps({key: value for key, value in whole.items() if key not in _ASIDE}, sort_keys=True)

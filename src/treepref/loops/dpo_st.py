@@ -1,0 +1,250 @@
+"""DPO-ST (arXiv 2407.18248, Algorithm 1): self-training, each round's pseudo-labels sampled from a DPO-tuned model.
+
+    L: labelled problems (question, rationale, answer);  U: questions with answers only, those of L among them
+    π₀ ← SFT of the base model on L                                                      (learn.warm_up)
+    for r = 1 … rounds:
+        DPO step  trees ← solutions of U sampled from π_{r−1}; L's rationales and earlier samples beside them (sample)
+                  pairs ← right over wrong, near-duplicates dropped, the least similar kept                (make_pairs)
+                  π_d   ← minimise L_DPO from π_{r−1}, which is the reference too                             (prefer)
+        SFT step  P     ← P ∪ right solutions of U sampled from π_d, near-duplicates dropped                   (label)
+                  π_r   ← SFT of the base model on L ∪ P, so many solutions a problem at most                (retrain)
+        evaluate π_r; stop once greedy accuracy no longer improves
+
+Plain self-training (self_training.dpo=false) leaves the DPO step out and samples P from π_{r−1}. Every stage finds out
+for itself what is done already, so running the loop again goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from treepref.driver import Job, drive
+from treepref.loops import collect, learn
+from treepref.loops.evaluate import evaluate
+from treepref.loops.session import Session
+from treepref.preferences import is_right
+from treepref.progress import stage_progress
+from treepref.search.sampling import Sampling
+from treepref.selection import distinct, least_similar_pairs, solutions_cap
+from treepref.training.examples import example_from_solution
+from treepref.types import Cost, Node, Pair, Problem, Tree, new_tree
+
+Tokens = tuple[int, ...]
+POOLS = ("labelled", "train")
+"""The splits whose questions are sampled: U holds the labelled questions too, read there without their rationales."""
+_SEEDS = {"search": 0, "labels": 500_009}
+"""Keeps the samples of a round's two stages independent of each other."""
+
+
+def dpo_st(session: Session) -> None:
+    """The algorithm."""
+    config = session.recipe.self_training
+    learn.warm_up(session)
+    evaluate(session, 0)
+    for round in range(1, session.recipe.rounds + 1 if config.pseudo_labels else 1):
+        if config.dpo:
+            sample(session, round)
+            make_pairs(session, round)
+            prefer(session, round)
+        label(session, round)
+        retrain(session, round)
+        evaluate(session, round)
+        if _stop(session, round):
+            break
+
+
+# ---- the DPO step ----------------------------------------------------------------------------------------------------
+
+
+def sample(session: Session, round: int) -> None:
+    """Solutions of every question from the SFT model of round − 1: trees of depth one in `round-R/search`.
+
+    Beside the samples stand, scored by the same model, a labelled problem's gold rationale and the finished solutions
+    of the rounds before: the pool grows, and what is recorded with it are the reference's log-probs.
+    """
+    config = session.recipe.self_training
+
+    def given(problem: Problem) -> tuple[Tokens, ...]:
+        gold = _gold(session, problem) if config.gold_positive else ()
+        return tuple(dict.fromkeys((*gold, *_earlier(session, problem, round))))
+
+    _sample(session, round, "search", version=round - 1, n=config.dpo_samples, given=given)
+
+
+def make_pairs(session: Session, round: int) -> None:
+    """The round's preferences: right over wrong, the least similar ones of each problem."""
+    config = session.recipe.self_training
+
+    def rule(session: Session, tree: Tree) -> list[Pair]:
+        gold = _gold(session, _problem(session, tree.problem_id)) if config.gold_positive else ()
+        return least_similar_pairs(tree, at_most=config.similarity, limit=config.pairs_per_problem, first=gold)
+
+    keys = ("self_training.dpo_samples", "self_training.temperature", "self_training.similarity")
+    collect.make_pairs(session, round, rule, keys)
+
+
+def prefer(session: Session, round: int) -> None:
+    """The round's DPO model, from the SFT model of round − 1 and the round's pairs. It is kept in `round-R-dpo`."""
+    learn.train(session, round, name="dpo", version=-round)
+
+
+# ---- the SFT step ----------------------------------------------------------------------------------------------------
+
+
+def label(session: Session, round: int) -> None:
+    """Solutions of every question from the DPO model (without DPO from the SFT model): trees in `round-R/labels`."""
+    config = session.recipe.self_training
+    version = -round if config.dpo else round - 1
+    _sample(session, round, "labels", version=version, n=config.label_samples)
+
+
+def retrain(session: Session, round: int) -> None:
+    """SFT of the base model, as in the warm-up, on the labelled problems and the pseudo-labels of all rounds so far."""
+    stage = f"round-{round}/train"
+    if not session.begin(stage):
+        return
+    labels = pseudo_labels(session, round)
+    examples = [
+        example_from_solution(tree.prompt, node.tokens, id=f"{epoch}/{tree.problem_id}/{i}", forced=node.forced)
+        for tree, nodes in labels
+        for i, node in enumerate(nodes)
+        for epoch in range(session.recipe.warmup.epochs)
+    ]
+    session.store.event(
+        stage, "info", f"{sum(len(nodes) for _, nodes in labels)} pseudo-labels of {len(labels)} problems"
+    )
+    learn.fine_tune(session, stage, version=round, more=examples)
+
+
+def pseudo_labels(session: Session, round: int) -> list[tuple[Tree, list[Node]]]:
+    """Right solutions sampled up to a round, by problem: near-duplicates dropped, as many a problem as the cap allows.
+
+    A labelled problem's rationale comes first and counts; then the older rounds before the newer.
+    """
+    config = session.recipe.self_training
+    found: list[tuple[Tree, int, list[Node]]] = []
+    for problem in _problems(session):
+        trees = _trees(session, problem, "labels", range(1, round + 1))
+        nodes = [node for tree in trees for node in tree.root.children if is_right(node)]
+        gold = _gold(session, problem)
+        kept = distinct([*gold, *(node.tokens for node in nodes)], config.similarity)
+        if kept:
+            found.append((trees[0], len(gold), [nodes[i - len(gold)] for i in kept if i >= len(gold)]))
+    cap = solutions_cap((gold + len(nodes) for _, gold, nodes in found), config.cap_percentile)
+    return [(tree, nodes[: cap - gold]) for tree, gold, nodes in found if nodes[: cap - gold]]
+
+
+def _stop(session: Session, round: int) -> bool:
+    """Whether the rounds end here, and say so. Judged on the eval split, as the paper judges on a validation set."""
+    patience = session.recipe.self_training.patience
+    accuracies = [session.store.meta(f"summary/{k}")["eval"]["greedy"]["accuracy"] for k in range(round + 1)]
+    if round == session.recipe.rounds or improves(accuracies, patience):
+        return False
+    best = max(range(round + 1), key=lambda k: (accuracies[k], -k))
+    session.store.event(
+        f"round-{round}", "info",
+        f"stopped after round {round}: no better greedy accuracy in {patience} round(s); round {best} is the best",
+    )  # fmt: skip
+    return True
+
+
+def improves(accuracies: Sequence[float], patience: int) -> bool:
+    """Whether the last `patience` rounds hold a better accuracy than all before them. 0: never asked, always true."""
+    if not patience or len(accuracies) <= patience:
+        return True
+    return max(accuracies[-patience:]) > max(accuracies[:-patience])
+
+
+# ---- sampling --------------------------------------------------------------------------------------------------------
+
+
+def _sample(
+    session: Session,
+    round: int,
+    name: str,
+    *,
+    version: int,
+    n: int,
+    given: Callable[[Problem], tuple[Tokens, ...]] = lambda problem: (),
+) -> None:
+    """Grow a tree of depth one on every question with policy `version`, into the stage `round-R/NAME`.
+
+    Resumes at the problem. Raises BudgetError where a limit stops it.
+    """
+    stage = f"round-{round}/{name}"
+    if not session.begin(stage):
+        return
+    engine, store, recipe = session.serve(version), session.store, session.recipe
+    judge = session.judge(*POOLS)
+    total, done = sum(map(store.count_problems, POOLS)), store.count_trees(stage)
+    before = engine.cost + Cost()
+    stop = session.stop_reason(lambda: engine.cost - before)
+
+    def job(problem: Problem) -> Job:
+        prompt = session.encode(problem.question)
+        room = min(recipe.self_training.max_tokens, engine.max_context - len(prompt))
+        rules = Sampling(
+            n=n, temperature=recipe.self_training.temperature, max_tokens=recipe.self_training.max_tokens,
+            max_context=engine.max_context, want_value=False,
+            given=tuple(tokens for tokens in given(problem) if len(tokens) <= room),
+        )  # fmt: skip
+        return Job(new_tree(problem.id, problem.id, prompt, version), rules, judge, tool=recipe.task.tool)
+
+    def keep(job: Job) -> None:
+        for node in job.tree.root.children:
+            node.forced = node.forced or session.forced(node.tokens)  # given solutions come without a mask
+        store.finish_tree(stage, job.tree)
+
+    with stage_progress(f"round {round}: {name}", total, unit="problems", done=done) as bar:
+        report = drive(
+            (job(problem) for problem in _problems(session) if not store.has_tree(stage, problem.id)),
+            engine,
+            run_seed=recipe.seed + 1_000_003 * round + _SEEDS[name],
+            trees_in_flight=recipe.engine.max_rows,
+            journal=store.journal(stage, version),
+            on_done=keep,
+            on_progress=lambda p: bar.update(done=done + p.trees, tokens=p.tokens),
+            stop=stop,
+        )
+    session.require_done(report, stop)
+    right = sum(row.right for row in store.tree_rows(stage))
+    trees, mixed = store.count_trees(stage), store.count_trees(stage, mixed=True)
+    store.finish_stage(stage, {"trees": trees, "mixed": mixed, "distinct_right": right})
+
+
+def _problems(session: Session) -> Iterator[Problem]:
+    """U. Its labelled questions keep their rationales, which nothing but `_gold` reads."""
+    for split in POOLS:
+        yield from session.problems(split)
+
+
+def _problem(session: Session, problem_id: str) -> Problem:
+    found = (session.store.problem(split, problem_id) for split in POOLS)
+    return next(problem for problem in found if problem is not None)
+
+
+def _gold(session: Session, problem: Problem) -> tuple[Tokens, ...]:
+    """The problem's rationale as the warm-up's first epoch writes it; empty where there is none."""
+    return () if problem.rationale is None else (learn.written_solution(session, problem, epoch=0),)
+
+
+def _earlier(session: Session, problem: Problem, round: int) -> tuple[Tokens, ...]:
+    """Finished solutions of the rounds before: the last round's tree has taken in those before it."""
+    trees = _trees(session, problem, "search", range(round - 1, round)) if round > 1 else []
+    return tuple(node.tokens for tree in trees for node in tree.root.children if node.finish == "eos")
+
+
+def _trees(session: Session, problem: Problem, name: str, rounds: range) -> list[Tree]:
+    found = [session.store.tree(f"round-{round}/{name}", problem.id) for round in rounds]
+    return [tree for tree in found if tree is not None]
+
+
+STAGES: dict[str, Callable[[Session, int], None]] = {
+    "sft": lambda session, round: learn.warm_up(session),
+    "search": sample,
+    "pairs": make_pairs,
+    "dpo": prefer,
+    "labels": label,
+    "train": retrain,
+    "eval": evaluate,
+}

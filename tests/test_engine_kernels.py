@@ -1,0 +1,135 @@
+"""Packed matrix products: the same numbers as the plain layer, made anew when a weight changes, never in training."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from treepref.engines.kernels import SMALLEST, PackedLinear, pack
+from treepref.errors import ModelError
+
+WIDE = 512
+
+
+def layers(bias: bool = True) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(WIDE, WIDE, bias=bias), nn.SiLU(), nn.Linear(WIDE, 300, bias=False))
+
+
+@pytest.fixture
+def packed() -> nn.Sequential:
+    model = layers()
+    if not pack(model):
+        pytest.skip("torch was built without MKL")
+    return model
+
+
+def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return ((found - wanted).abs().max() / wanted.abs().max()).item()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 8, 31, 32, 33, 64, 65, 200, 1000])
+def test_float32_is_the_plain_layer_at_any_number_of_rows(packed, rows):
+    x = torch.randn(rows, WIDE)
+    with torch.inference_mode():
+        assert relative(packed(x), layers()(x)) < 1e-5
+
+
+def test_leading_dimensions_and_slices_are_kept(packed):
+    x = torch.randn(3, 10, WIDE)
+    with torch.inference_mode():
+        found = packed(x)
+        assert found.shape == (3, 10, 300)
+        assert relative(found, layers()(x)) < 1e-5
+        assert relative(packed(x[:, -1]), layers()(x)[:, -1]) < 1e-5  # rows that do not lie side by side
+        assert packed(x[:0]).shape == (0, 10, 300)
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("bfloat16", 0.02), ("int8", 0.04)])
+def test_reduced_precision_is_near_and_not_equal(precision, allowed):
+    model, x = layers(), torch.randn(16, WIDE)
+    try:
+        assert pack(model, precision) == 2
+    except ModelError as error:
+        pytest.skip(str(error))
+    with torch.inference_mode():
+        found, wanted = model(x), layers()(x)
+    assert found.dtype == torch.float32
+    assert 0 < relative(found, wanted) < allowed
+
+
+def test_int8_rows_do_not_share_a_scale():
+    """A row of large activations beside it leaves a row as exact as it was."""
+    model, x = layers(bias=False)[:1], torch.randn(4, WIDE)
+    try:
+        pack(model, "int8")
+    except ModelError as error:
+        pytest.skip(str(error))
+    loud = torch.cat([x, 1000 * torch.randn(1, WIDE)])
+    with torch.inference_mode():
+        wanted = layers(bias=False)[:1](x)
+        assert relative(model(loud)[:4], wanted) < 0.03
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_changed_weight_is_packed_anew(precision):
+    model, x = layers(), torch.randn(8, WIDE)
+    if not pack(model, precision):
+        pytest.skip("torch was built without MKL")
+    with torch.inference_mode():
+        before = model(x)
+    other = {name: 2 * w for name, w in layers().state_dict().items()}
+    model.load_state_dict(other)
+    plain = layers()
+    plain.load_state_dict(other)
+    with torch.inference_mode():
+        after = model(x)
+        assert relative(after, plain(x)) < 0.02
+    assert relative(before, after) > 0.1
+
+
+def test_training_runs_on_the_plain_weights(packed):
+    plain, x = layers(), torch.randn(8, WIDE)
+    with torch.inference_mode():
+        packed(x)
+    for model in (packed, plain):
+        model(x).square().mean().backward()
+    for ours, theirs in zip(packed.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad)
+
+
+def test_copies_and_saved_models_are_independent(packed):
+    x = torch.randn(8, WIDE)
+    with torch.inference_mode():
+        before = packed(x)
+    for other in (copy.deepcopy(packed), pickle.loads(pickle.dumps(packed))):
+        with torch.no_grad():
+            other[0].weight.zero_()
+            other[0].bias.zero_()
+        with torch.inference_mode():
+            assert not other(x).any()
+            assert torch.equal(packed(x), before)
+    assert set(packed.state_dict()) == set(layers().state_dict())
+
+
+def test_small_layers_and_other_types_are_left_alone():
+    small = nn.Sequential(nn.Linear(8, 8), nn.Linear(WIDE, WIDE))
+    pack(small)
+    assert type(small[0]) is nn.Linear and small[0].weight.numel() < SMALLEST
+    double = layers().double()
+    assert pack(double) == 0
+    assert not any(isinstance(m, PackedLinear) for m in double.modules())
+    with pytest.raises(ModelError, match=r"engine\.weights=int8 needs a model in float32"):
+        pack(double, "int8")
+
+
+def test_packing_again_changes_the_precision(packed):
+    x = torch.randn(8, WIDE)
+    with torch.inference_mode():
+        exact = packed(x)
+        pack(packed, "bfloat16")
+        assert 1e-5 < relative(packed(x), exact) < 0.02

@@ -1,0 +1,275 @@
+"""Python steps: what runs, what is forced, what carries over; and that nothing gets out of the sandbox."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hostile_programs import HOSTILE
+from tool_tokenizers import byte_level, cut_at_random, metaspace, word_level
+from treepref.errors import RecipeError
+from treepref.tools import load_tool, sandbox
+from treepref.tools.python import MAX_CODE_BYTES, MAX_OUTPUT_CHARS, MAX_OUTPUT_TOKENS, PythonTool, tidy
+from treepref.tools.sandbox import GRACE_SECONDS, Sandbox
+
+pytestmark = pytest.mark.skipif(find_spec("pydantic_monty") is None, reason="pydantic-monty is not installed")
+SECONDS = 0.4
+BUSY_MACHINE = 20.0
+"""Slack for processes that start while other work runs."""
+
+
+@pytest.fixture(scope="module")
+def box() -> Iterator[Sandbox]:
+    box = Sandbox(workers=2, seconds=SECONDS, memory_mb=32)
+    yield box
+    box.close()
+
+
+@pytest.fixture(scope="module")
+def tool(box: Sandbox) -> PythonTool:
+    return PythonTool(byte_level(), box)
+
+
+def _step(tool: PythonTool, written: list[int], ids: list[int]) -> tuple[list[int], str | None]:
+    """Feed a step as an engine does, up to the first result: (all tokens, the text forced)."""
+    tokenizer = tool.text.tokenizer
+    state = tool.begin(written)
+    done = list(written)
+    for id in ids:
+        done.append(id)
+        assert state.feed(id) is None
+        if state.busy:
+            assert state.open
+            while state.busy and (forced := state.result()) is None:
+                time.sleep(0.001)
+            if forced is None:
+                return done, None
+            assert forced.ends_step and not set(forced.tokens) & set(tokenizer.all_special_ids)
+            for token in forced.tokens:
+                assert state.open, "the delimiter ends no step before the output is whole"
+                assert state.feed(token) is None
+                done.append(token)
+            assert not state.open and not state.busy
+            return done, tokenizer.decode(forced.tokens)
+    return done, None
+
+
+def _ids(text: str) -> list[int]:
+    return byte_level()(text, split_special_tokens=True)["input_ids"]
+
+
+def _observe(box: Sandbox, *blocks: str) -> str:
+    run = box.submit(blocks)
+    assert run.done.wait(BUSY_MACHINE)
+    assert run.failure is None
+    return run.observation
+
+
+@pytest.mark.parametrize(
+    ("code", "shown"),
+    [
+        ("print(6 * 7)", "42"),
+        ("6 * 7", "42"),
+        ("x = 6\nx * 7", "42"),
+        ("print(1)\n2", "1"),
+        ("x = 1", "(no output)"),
+        ("None", "(no output)"),
+        ("'a b'", "a b"),
+        ("print('a')\n1/0", "a\nZeroDivisionError: division by zero"),
+        ("1/0", "ZeroDivisionError: division by zero"),
+        ("import math\nround(math.sqrt(2), 3)", "1.414"),
+    ],
+)
+def test_what_a_block_shows(tool: PythonTool, code: str, shown: str) -> None:
+    text = f"So:\n```python\n{code}\n```"
+    _, forced = _step(tool, [], _ids(text))
+    assert forced == f"\n```output\n{shown}\n```\n"
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6))
+def test_random_cuts_of_a_block_show_the_same(tool: PythonTool, seed: int) -> None:
+    text = "é: \n```python\nfor i in range(3):\n    print('`` ```', i)\n```"
+    ids, forced = _step(tool, [], cut_at_random("byte_level", text, seed))
+    assert byte_level().decode(ids) == f"{text}\n```output\n`` ''' 0\n`` ''' 1\n`` ''' 2\n```\n"
+    assert forced is not None
+
+
+@pytest.mark.parametrize("opening", ["```python\n", "```py\n", "```Python3 \n", " ```python\n"])
+@pytest.mark.parametrize("closing", ["```", "```\n", " ```"])
+def test_fences(tool: PythonTool, opening: str, closing: str) -> None:
+    text = f"{opening}print(3)\n{closing}"
+    ids, forced = _step(tool, [], _ids(text))
+    assert forced is not None
+    assert byte_level().decode(ids) == f"{text.rstrip(chr(10))}\n```output\n3\n```\n"
+
+
+@pytest.mark.parametrize(
+    "text", ["```\n1\n```", "```output\n1\n```", "```python 1```", "x ```python\n1\n```\n", "`python`\n"]
+)
+def test_what_does_not_run(tool: PythonTool, text: str) -> None:
+    state = tool.begin(())
+    for id in _ids(text):
+        state.feed(id)
+        assert not state.busy and not state.open
+
+
+def test_the_step_delimiter_ends_nothing_inside_a_block(tool: PythonTool) -> None:
+    state = tool.begin(_ids("First.\n"))
+    opened = [(state.feed(id), state.open)[1] for id in _ids("```python\na = 1\n\nb = 2\n")]
+    assert opened[-1] and opened == sorted(opened), "open from the opening line's end on"
+    assert tool.begin(_ids("```python\na = 1\n")).open, "and in a step that begins inside of one"
+    state.feed(byte_level().eos_token_id)
+    assert not state.open
+    state.close()
+
+
+def test_variables_carry_over_along_a_path_and_nowhere_else(tool: PythonTool) -> None:
+    first, shown = _step(tool, [], _ids("```python\nx = 20\nprint('set')\n```"))
+    assert shown == "\n```output\nset\n```\n"
+    second, shown = _step(tool, first, _ids("```python\nx += 1\nx\n```"))
+    assert shown == "\n```output\n21\n```\n", "and the earlier block's output is not shown again"
+    for _ in range(2):  # siblings: neither sees what the other did
+        _, shown = _step(tool, second, _ids("```python\nx += 1\nx\n```"))
+        assert shown == "\n```output\n22\n```\n"
+    _, shown = _step(tool, [], _ids("```python\nx\n```"))
+    assert shown is not None and "NameError" in shown
+
+
+def test_a_run_does_not_depend_on_when_or_where_it_is_done(box: Sandbox) -> None:
+    code = "import random, datetime, time\n(random.random(), datetime.datetime.now().year, time.time())"
+    assert len({_observe(box, code) for _ in range(4)}) == 1
+
+
+def test_the_time_limit_covers_all_blocks(box: Sandbox) -> None:
+    assert _observe(box, "while True: pass", "1") == "TimeoutError: time limit exceeded by an earlier block"
+    start = time.monotonic()
+    slow = "for _ in range(10**5): pass\n" * 5
+    assert "TimeoutError" in _observe(box, *[slow] * 200)
+    assert time.monotonic() - start < SECONDS + GRACE_SECONDS + BUSY_MACHINE
+
+
+def test_a_block_that_is_too_long_does_not_run(tool: PythonTool) -> None:
+    code = "x = 1\n" * (MAX_CODE_BYTES // 6 + 2)
+    _, shown = _step(tool, [], _ids(f"```python\n{code}```"))
+    assert shown == "\n```output\nValueError: the block is too long\n```\n"
+    _, shown = _step(tool, [], _ids(f"```python\nx = '{'a' * 2 * MAX_CODE_BYTES}'\n```"))
+    assert shown == "\n```output\nValueError: the block is too long\n```\n"
+
+
+def test_output_is_cut(tool: PythonTool) -> None:
+    _, shown = _step(tool, [], _ids("```python\nprint('ab ' * 10**5)\n```"))
+    assert shown is not None and shown.endswith("...\n```\n") and len(shown) < MAX_OUTPUT_CHARS + 30
+    forced = tool.force("¬" * MAX_OUTPUT_CHARS, False)
+    assert forced is not None and 20 < len(forced.tokens) <= MAX_OUTPUT_TOKENS
+
+
+def test_tidy() -> None:
+    assert tidy("\n\n a  \r\n```\tb\x00\x1b[1m \n\n") == " a\n''' b[1m"
+    assert tidy("") == tidy(" \n ") == "(no output)"
+    assert len(tidy("x" * 10_000)) == MAX_OUTPUT_CHARS
+
+
+def test_other_tokenizers(box: Sandbox) -> None:
+    tool = PythonTool(metaspace(), box)
+    ids = metaspace()("```python\nprint('é', 24)\n```", add_special_tokens=False)["input_ids"]
+    _, forced = _step(tool, [], ids)
+    assert forced == "\n```output\né 24\n```\n"
+    assert PythonTool(word_level(), box).force("24", False) is None, "it has no word for a fence"
+
+
+def test_several_rows_run_at_once_and_none_waits(tool: PythonTool) -> None:
+    states = [tool.begin(()) for _ in range(6)]
+    start = time.monotonic()
+    for number, state in enumerate(states):
+        for id in _ids(f"```python\n{number} + 100\n```"):
+            state.feed(id)
+    assert time.monotonic() - start < 1.0
+    assert all(s.busy for s in states)
+    states[5].close()
+    shown = {}
+    while len(shown) < 5:
+        for number, state in enumerate(states[:5]):
+            if state.busy and (forced := state.result()):
+                shown[number] = byte_level().decode(forced.tokens)
+    assert [re.search(r"\d+", shown[n])[0] for n in range(5)] == ["100", "101", "102", "103", "104"]
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "find_spec", lambda name: None)
+    with pytest.raises(RecipeError, match=r"pip install 'treepref\[tools\]'"):
+        load_tool("python", byte_level())
+
+
+def test_a_process_that_dies_is_replaced() -> None:
+    before = _children(os.getpid(), "sandbox_worker")
+    box = Sandbox(workers=1, seconds=30.0)
+    try:
+        assert _observe(box, "1") == "1"
+        started = _children(os.getpid(), "sandbox_worker") - before
+        if not started:
+            pytest.skip("no /proc to find the process in")
+        loop = box.submit(["while True: pass"])
+        for pid in started:
+            os.kill(pid, 9)
+        assert loop.done.wait(BUSY_MACHINE)
+        assert loop.observation == "MemoryError: memory limit exceeded"
+        assert _observe(box, "2") == "2"
+    finally:
+        box.close()
+
+
+def test_close_ends_the_processes() -> None:
+    before = _children(os.getpid(), "sandbox_worker")
+    box = Sandbox(workers=1, seconds=SECONDS)
+    assert _observe(box, "1") == "1"
+    started = _children(os.getpid(), "sandbox_worker") - before
+    assert started or not Path("/proc").is_dir()
+    box.close()
+    deadline = time.monotonic() + BUSY_MACHINE
+    while started & _children(os.getpid(), "sandbox_worker") and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not started & _children(os.getpid(), "sandbox_worker")
+
+
+# --- hostile programs
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_programs_are_contained(name: str, box: Sandbox, tmp_path: Path) -> None:
+    secret, canary = tmp_path / "secret.txt", tmp_path / "canary"
+    secret.write_text("treasure")
+    code, wanted = HOSTILE[name]
+    start = time.monotonic()
+    observation = tidy(_observe(box, code.replace("{secret}", str(secret)).replace("{canary}", str(canary))))
+    assert time.monotonic() - start < SECONDS + GRACE_SECONDS + BUSY_MACHINE
+    assert re.search(wanted, observation, re.DOTALL), observation
+    assert len(observation) <= MAX_OUTPUT_CHARS and "treasure" not in observation
+    assert not canary.exists() and secret.read_text() == "treasure" and len(list(tmp_path.iterdir())) == 1
+    assert _observe(box, "20 + 22") == "42", "the sandbox goes on"
+
+
+def test_there_are_enough_of_them() -> None:
+    assert len(HOSTILE) >= 50
+
+
+def _children(parent: int, name: str) -> set[int]:
+    """Processes of ours whose command line holds `name`; empty where there is no /proc."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (folder / "cmdline").read_bytes().decode(errors="replace")
+            status = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if name in command and int(status[1]) == parent:
+            found.add(int(folder.name))
+    return found

@@ -1,0 +1,146 @@
+"""A run step by step: the trajectory of `Learner.train`, exact resume, steps without data, references renewed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from test_training_learner import weights
+from training_cases import random_examples, tiny_llama, tiny_value_head
+from treepref.errors import DataError, ModelError, StoreError
+from treepref.training.examples import Example, attach_reference
+from treepref.training.forward import model_scorer
+from treepref.training.learner import Learner, LearnerRun, LearnerSettings
+from treepref.training.schedule import lr_factor, plan_steps
+
+SETTINGS = LearnerSettings(lr=1e-2, weight_decay=0.1, warmup_ratio=0.2)
+
+
+def learner(**changes: Any) -> Learner:
+    return Learner(tiny_llama(), tiny_value_head(), replace(SETTINGS, **changes))
+
+
+def batches() -> list[list[Example]]:
+    """What `train` makes of the examples in two epochs."""
+    ordered = random_examples(4, 12)
+    return [
+        [ordered[i] for i in planned.members]
+        for planned in plan_steps(ordered, 2, SETTINGS.seed, batch_trees=4, batch_tokens=None)
+    ]
+
+
+def timeless(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if name not in ("seconds", "epoch")}
+
+
+def test_steps_are_those_of_train() -> None:
+    log: list[dict[str, float]] = []
+    whole, stepped = learner(), learner()
+    whole.train(random_examples(4, 12), epochs=2, batch_trees=4, on_step=log.append)
+    run = stepped.start(6, identity={})
+    found = [run.step(batch, labels={"round": 3}) for batch in batches()]
+    assert all(metrics.pop("round") == 3 for metrics in found)
+    assert [timeless(m) for m in found] == [timeless(m) for m in log]
+    assert torch.equal(weights(stepped), weights(whole))
+
+
+def test_a_step_without_examples_moves_the_schedule_alone() -> None:
+    subject = learner(objective="dpo")
+    run = subject.start(6, identity={})
+    run.step(batches()[0])
+    before, moments = weights(subject).clone(), run._optimizer.state_dict()["state"][0]["exp_avg"].clone()
+    metrics = run.step([])
+    assert torch.equal(weights(subject), before)
+    assert torch.equal(run._optimizer.state_dict()["state"][0]["exp_avg"], moments)
+    assert (run.steps, metrics["trees"], metrics["tokens"], "loss" in metrics) == (2, 0, 0, False)
+    assert metrics["lr"] == SETTINGS.lr * lr_factor(1, 6, 0.2, "cosine")
+    assert run.step(batches()[1])["lr"] == SETTINGS.lr * lr_factor(2, 6, 0.2, "cosine")
+    assert not torch.equal(weights(subject), before)
+
+
+def test_killed_anywhere_a_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    steps = batches()
+    steps[3] = []  # a batch of problems whose trees gave no pair keeps its number
+
+    def go(run: LearnerRun, until: int) -> None:
+        while run.steps < until:
+            run.step(steps[run.steps])
+
+    straight = learner()
+    go(straight.start(6, identity={}), 6)
+    starts = []
+    for until in (3, 5, 6):  # killed after steps 3 and 5: the checkpoints of steps 2 and 4 are what is left
+        killed = learner()
+        run = killed.start(6, identity={"of": "x"}, checkpoints=tmp_path, checkpoint_every=2)
+        starts.append(run.steps)
+        go(run, until)
+    assert starts == [0, 2, 4]
+    assert torch.equal(weights(killed), weights(straight))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000004", "step-00000006"]
+
+
+def test_what_on_step_writes_down_is_there_before_the_checkpoint(tmp_path: Path) -> None:
+    saved_before: list[int] = []
+    run = learner().start(
+        6,
+        identity={},
+        checkpoints=tmp_path,
+        checkpoint_every=1,
+        on_step=lambda _: saved_before.append(sum(1 for _ in tmp_path.iterdir())),
+    )
+    run.step(batches()[0])
+    run.step(batches()[1])
+    assert saved_before == [0, 1]
+
+
+def test_a_stopped_run_can_go_on_at_once(tmp_path: Path) -> None:
+    run = learner().start(6, identity={}, checkpoints=tmp_path, checkpoint_every=100)
+    run.step(batches()[0])
+    run.stop()
+    assert run.result.stopped
+    again = learner().start(6, identity={}, checkpoints=tmp_path)
+    assert (again.steps, again.result.stopped, again.result.tokens) == (1, False, run.result.tokens)
+
+
+def test_another_run_is_refused(tmp_path: Path) -> None:
+    run = learner().start(6, identity={"round": 1}, checkpoints=tmp_path)
+    run.step(batches()[0])
+    run.stop()
+    with pytest.raises(StoreError, match="round: 1 → 2"):
+        learner().start(6, identity={"round": 2}, checkpoints=tmp_path)
+    with pytest.raises(StoreError, match="of a run of 6 steps, not 9"):
+        learner().start(9, identity={"round": 1}, checkpoints=tmp_path)
+
+
+def test_each_step_is_checked_against_the_policy_that_it_finds() -> None:
+    subject = learner(objective="cdpo")
+    run = subject.start(3, identity={})
+
+    def referred(examples: Sequence[Example]) -> list[Example]:
+        return attach_reference(examples, model_scorer(subject.packed.model), reference_version=1)[0]
+
+    stale = referred(batches()[0])
+    for batch in batches()[:2]:
+        metrics = run.step(referred(batch), reference_is_policy=True)
+        assert metrics["loss_preference"] == pytest.approx(math.log(2), rel=1e-9)
+    before = weights(subject).clone()
+    with pytest.raises(ModelError, match=r"must be 0\.693147"):
+        run.step(stale, reference_is_policy=True)
+    assert torch.equal(weights(subject), before)
+    assert run.steps == 2
+
+
+def test_bad_steps_are_refused() -> None:
+    run = learner().start(1, identity={})
+    batch = batches()[0]
+    with pytest.raises(DataError, match="unique"):
+        run.step([batch[0], batch[0]])
+    run.step(batch)
+    with pytest.raises(ValueError, match="all 1 steps"):
+        run.step(batch)
