@@ -121,6 +121,18 @@ def train(run_dir: RunArg, round: RoundOption = None, quiet: QuietOption = False
     _stage(run_dir, "train", round, quiet)
 
 
+@app.command()
+def dpo(run_dir: RunArg, round: RoundOption = None, quiet: QuietOption = False) -> None:
+    """Stage of dpo_st: tune the SFT model on a round's preferences; the result samples the pseudo-labels."""
+    _stage(run_dir, "dpo", round, quiet)
+
+
+@app.command()
+def labels(run_dir: RunArg, round: RoundOption = None, quiet: QuietOption = False) -> None:
+    """Stage of dpo_st: sample a round's pseudo-labels."""
+    _stage(run_dir, "labels", round, quiet)
+
+
 @app.command("eval")
 def evaluate(run_dir: RunArg, round: RoundOption = None, quiet: QuietOption = False) -> None:
     """Stage: evaluate a round's policy on the held-out problems."""

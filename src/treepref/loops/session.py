@@ -192,6 +192,9 @@ class Session:
             config, policy = self.recipe.engine, self.policy(version)
             if self._engine is None:
                 probe_packing(policy.model, longest_path=self._longest_path(policy))
+                self._open.callback(lambda: self.engine.close())
+            else:
+                self._engine.close()
             self._engine = TorchEngine(
                 policy,
                 max_rows=config.max_rows,
