@@ -8,9 +8,18 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from treepref.driver import Job, drive
+from treepref.engines.base import generate
 from treepref.engines.kernels import SMALLEST, PackedLinear, pack
+from treepref.engines.torch_engine import TorchEngine
 from treepref.errors import ModelError
+from treepref.models.policy import clone_policy, load_policy, merged_state_dict
+from treepref.search.mcts import Mcts
+from treepref.training.examples import attach_reference, example_from_tree
+from treepref.training.forward import model_scorer
+from treepref.types import Pair, Request, new_tree
 
 WIDE = 512
 
@@ -133,3 +142,55 @@ def test_packing_again_changes_the_precision(packed):
         exact = packed(x)
         pack(packed, "bfloat16")
         assert 1e-5 < relative(packed(x), exact) < 0.02
+
+
+@pytest.fixture(scope="module")
+def wide_policy():
+    """Random weights, layers wide enough to be packed, and the tiny model's tokenizer."""
+    policy = load_policy("builtin:tiny-untrained", device="cpu", value_head=False)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=policy.model.config.vocab_size, hidden_size=256, intermediate_size=512, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=256,
+    )  # fmt: skip
+    policy.model = LlamaForCausalLM(config).eval()
+    return policy
+
+
+def searched(policy, precision):
+    engine = TorchEngine(clone_policy(policy), max_rows=16, weights=precision)
+    trees: list = []
+    search = Mcts(simulations=3, children=4, max_depth=6, max_step_tokens=8)
+    job = Job(new_tree("t", "t", policy.tokenizer("1 + 2 =")["input_ids"]), search, lambda *_: 1.0)
+    drive([job], engine, run_seed=0, trees_in_flight=1, journal=None, on_done=lambda job: trees.append(job.tree))
+    return trees[0], engine
+
+
+@pytest.mark.parametrize(("precision", "serve"), [("float32", True), ("bfloat16", False), ("int8", False)])
+def test_log_probs_recorded_below_float32_do_not_serve_as_reference(wide_policy, precision, serve):
+    try:
+        tree, engine = searched(wide_policy, precision)
+    except ModelError as error:
+        pytest.skip(str(error))
+    assert serve or any(isinstance(m, PackedLinear) for m in engine.policy.model.modules())
+    children = tree.root.children
+    pair = Pair("t", (children[0].index,), (children[1].index,), 1.0, 0.0, 1, 1)
+    example = example_from_tree(tree, [pair])
+    _, report = attach_reference([example], model_scorer(wide_policy.model), reference_version=0)
+    assert (report.recorded, report.recomputed) == ((1, 0) if serve else (0, 1))
+    assert (report.worst < 1e-3) == serve
+
+
+def test_an_update_reaches_the_packed_weights(wide_policy):
+    other = clone_policy(wide_policy)
+    with torch.no_grad():
+        for parameter in other.model.parameters():
+            parameter.mul_(1.5)
+    request = Request("r", tuple(wide_policy.tokenizer("1 + 2 =")["input_ids"]), 3, (1, 2, 3), 12, delimiter=None)
+    engine = TorchEngine(clone_policy(wide_policy))
+    (before,) = generate(engine, [request])
+    engine.update(merged_state_dict(other), 1)
+    (after,) = generate(engine, [request])
+    (fresh,) = generate(TorchEngine(other), [request])
+    assert [c.tokens for c in after.completions] == [c.tokens for c in fresh.completions]
+    assert before.completions[0].logprobs != after.completions[0].logprobs

@@ -25,7 +25,7 @@ Precision = Literal["float32", "bfloat16", "int8"]
 
 TYPICAL_ROWS = 64
 """The number of rows that the layout of a packed weight is chosen for; it serves any number."""
-SMALLEST = 1 << 17
+SMALLEST = 1 << 16
 """Weights of a layer from which packing pays: below, calls cost more than products."""
 
 

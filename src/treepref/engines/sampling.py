@@ -8,6 +8,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+BLOCK = 256
+"""Tokens whose probabilities are summed before any single one is looked at."""
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
@@ -43,17 +45,39 @@ def sample(
         scale_B = torch.where(greedy_B, torch.ones_like(temperature_B), temperature_B)
         tempered_BV = torch.log_softmax(logits_BV.float() / scale_B[:, None], dim=-1)
         tempered_BV = _nucleus(tempered_BV, top_p_B)
-    cumulative_BV = tempered_BV.double().exp().cumsum(-1)
-    # The threshold stays below the total, so a token with probability is always found.
-    threshold_B = uniform_B.double() * cumulative_BV[:, -1]
-    token_B = torch.searchsorted(cumulative_BV, threshold_B[:, None], right=True).squeeze(-1)
-    token_B = token_B.clamp_(max=logits_BV.shape[-1] - 1)
+    token_B = _draw(tempered_BV, uniform_B.double())
     if plain:
         logp_B = _pick(logp_BV, token_B)
         return token_B, logp_B, logp_B
     token_B = torch.where(greedy_B, logp_BV.argmax(-1), token_B)
     behaviour_B = torch.where(greedy_B, torch.zeros_like(temperature_B), _pick(tempered_BV, token_B))
     return token_B, _pick(logp_BV, token_B), behaviour_B
+
+
+def _draw(logp_BV: torch.Tensor, uniform_B: torch.Tensor) -> torch.Tensor:
+    """First the block of tokens, then the token in it: over the whole vocabulary there is one pass in float32.
+
+    The running sums that are searched are in float64, and thresholds stay inside them, so a token without probability
+    is never drawn.
+    """
+    p_BV = logp_BV.exp()
+    if p_BV.shape[-1] % BLOCK:
+        p_BV = torch.nn.functional.pad(p_BV, (0, -p_BV.shape[-1] % BLOCK))
+    p_BKW = p_BV.unflatten(-1, (-1, BLOCK))
+    mass_BK = p_BKW.sum(-1).double()
+    block_B, left_B = _search(mass_BK, uniform_B * mass_BK.sum(-1))
+    row_B = torch.arange(len(p_BKW), device=p_BKW.device)
+    place_B, _ = _search(p_BKW[row_B, block_B].double(), left_B)
+    return block_B * BLOCK + place_B
+
+
+def _search(mass_BN: torch.Tensor, threshold_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where each row's running sum first exceeds its threshold, and what of the threshold is left there."""
+    sum_BN = mass_BN.cumsum(-1)
+    threshold_B = torch.minimum(threshold_B.clamp(min=0), sum_BN[:, -1] * (1 - 1e-15))
+    index_B1 = torch.searchsorted(sum_BN, threshold_B[:, None], right=True)
+    before_B = (sum_BN - mass_BN).gather(-1, index_B1).squeeze(-1)
+    return index_B1.squeeze(-1), threshold_B - before_B
 
 
 def _nucleus(logp_BV: torch.Tensor, top_p_B: torch.Tensor) -> torch.Tensor:
