@@ -26,7 +26,13 @@ def benchmark_module(monkeypatch):
         sys.modules.pop(name, None)
 
 
-@pytest.mark.parametrize("name", ["tree", "store", "search", "matrices", "training", "calculator"])
+SLOW = ("search", "matrices", "training")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tree", "store", "calculator", *(pytest.param(name, marks=pytest.mark.long) for name in SLOW)],
+)
 def test_a_quick_run_ends_in_its_json_line(name, benchmark_module, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [str(BENCHMARKS / f"{name}.py"), "--quick"])
     benchmark_module(name).main()
