@@ -90,7 +90,7 @@ class Completion:
     """V at the last token, in [-1, 1]."""
     policy_version: int = 0
     choice_probs: tuple[float, ...] | None = None
-    """Probability mass of each option of the request's `choice`; they sum to at most 1. None: not asked, or cut."""
+    """Probability mass of each option of the request's `choice`, at most 1 together. None: not asked, cut, or no room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ class Node:
     depth: int = 0
     children: list[Node] = field(default_factory=list)
     samples: int = 1
-    """How many equal samples this child stands for (siblings with equal tokens are one child)."""
+    """How many equal samples this child stands for (siblings with equal tokens are one child); 0: given alone."""
     visits: int = 0
     total: float = 0.0
     """Sum of the backed-up returns; Q = total / visits, and a node without visits has no Q."""
