@@ -90,7 +90,7 @@ class Completion:
     """V at the last token, in [-1, 1]."""
     policy_version: int = 0
     choice_probs: tuple[float, ...] | None = None
-    """Probability mass of each option of the request's `choice`, at most 1 together. None: not asked, cut, or no room."""
+    """Probability mass of each option of the request's `choice`, at most 1 in sum. None: not asked, cut, no room."""
 
 
 @dataclass(frozen=True, slots=True)
