@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from treepref.search.base import Expansion, node_path
+from treepref.search.base import Expansion, check_limits, node_path
 from treepref.search.rules import mean_logprob_prior
 from treepref.search.tree import best_first, check_value, grow, is_finished, mark_pending, tokens_left
 from treepref.types import Completion, Node, Tree
@@ -41,11 +41,7 @@ class StepBeam:
     delimiter: str = "\n"
 
     def __post_init__(self) -> None:
-        for name in ("b1", "b2", "max_depth", "max_step_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"StepBeam.{name} is {getattr(self, name)}; it must be at least 1")
-        if not self.delimiter:
-            raise ValueError("StepBeam.delimiter is empty: steps would have no end")
+        check_limits(self, "b1", "b2", "max_depth", "max_step_tokens")
 
     def ask(self, tree: Tree) -> list[Expansion]:
         """Every live beam neither expanded nor in flight; empty while the level waits for a tell, and when done."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from treepref.search.base import Expansion, node_path, solution_tokens
+from treepref.search.base import Expansion, check_limits, solution_tokens
 from treepref.search.mcts import draw_best
 from treepref.search.rules import (
     Reward,
@@ -74,18 +74,12 @@ class EpisodeMcts:
     reward: Reward = reward_gain
 
     def __post_init__(self) -> None:
-        for name in ("simulations", "children", "max_depth", "max_step_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"EpisodeMcts.{name} is {getattr(self, name)}; it must be at least 1")
-        if self.root_children is not None and self.root_children < 1:
-            raise ValueError(f"EpisodeMcts.root_children is {self.root_children}; it must be at least 1, or None")
+        check_limits(self, "simulations", "children", "root_children", "max_depth", "max_step_tokens")
         if self.leaves_in_flight != 1:
             raise ValueError(
                 f"EpisodeMcts.leaves_in_flight is {self.leaves_in_flight}: a simulation runs on to the end of a "
                 "solution, so one leaf of a tree is open at a time; search more trees at once instead"
             )
-        if not self.delimiter:
-            raise ValueError("EpisodeMcts.delimiter is empty: steps would have no end")
         if self.weight < 0:
             raise ValueError(f"EpisodeMcts.weight is {self.weight}; it must be at least 0")
 
@@ -130,9 +124,6 @@ class EpisodeMcts:
         Raises ValueError, ModelError or TreeprefError (see `check_tell`) before the tree is touched.
         """
         leaf = expansion.node
-        where = f"tree {tree.key!r}, node {node_path(leaf) or 'root'}"
-        for i, completion in enumerate(completions):
-            confidence(completion, f"{where}, sample {i}")  # refuse impossible ones first
         may_continue = partial(self._may_continue, tree)
         grow(tree, expansion, completions, rewards, self._prior, may_continue, confidence)
         mark_pending(leaf, -1)

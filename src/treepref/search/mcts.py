@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from treepref.search.base import Expansion, node_path
+from treepref.search.base import Expansion, check_limits, node_path
 from treepref.search.rules import (
     FAILED,
     Backup,
@@ -77,13 +77,8 @@ class Mcts:
     backup: Backup = backup_mean
 
     def __post_init__(self) -> None:
-        for name in ("simulations", "children", "max_depth", "max_step_tokens", "leaves_in_flight"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Mcts.{name} is {getattr(self, name)}; it must be at least 1")
-        if self.root_children is not None and self.root_children < 1:
-            raise ValueError(f"Mcts.root_children is {self.root_children}; it must be at least 1, or None")
-        if not self.delimiter:
-            raise ValueError("Mcts.delimiter is empty: steps would have no end")
+        limits = ("simulations", "children", "root_children", "max_depth", "max_step_tokens", "leaves_in_flight")
+        check_limits(self, *limits)
         if self.evaluate not in ("value", "rollout"):
             raise ValueError(f"Mcts.evaluate is {self.evaluate!r}; it must be 'value' or 'rollout'")
 

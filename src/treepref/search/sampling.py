@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from treepref.search.base import Expansion
+from treepref.search.base import Expansion, check_limits
 from treepref.search.rules import backup_mean, mean_logprob_prior, outcome
 from treepref.search.tree import best_solution, check_value, grow, mark_pending, tokens_left
 from treepref.types import Completion, Node, Tree
@@ -33,8 +33,7 @@ class Sampling:
     """Whole solutions that are children beside the samples: scored by the policy, not sampled."""
 
     def __post_init__(self) -> None:
-        if self.n < 1 or self.max_tokens < 1:
-            raise ValueError(f"Sampling wants n and max_tokens of at least 1, not {self.n} and {self.max_tokens}")
+        check_limits(self, "n", "max_tokens")
 
     def ask(self, tree: Tree) -> list[Expansion]:
         if self.done(tree) or tree.root.pending:
