@@ -85,18 +85,22 @@ def test_killed_anywhere_a_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000004", "step-00000006"]
 
 
-def test_what_on_step_writes_down_is_there_before_the_checkpoint(tmp_path: Path) -> None:
-    saved_before: list[int] = []
+def test_what_is_written_before_a_save_is_never_behind_the_checkpoint(tmp_path: Path) -> None:
+    seen: list[int] = []
+    written: list[tuple[int, int]] = []  # (steps reported so far, checkpoints on disk)
     run = learner().start(
         6,
         identity={},
         checkpoints=tmp_path,
-        checkpoint_every=1,
-        on_step=lambda _: saved_before.append(sum(1 for _ in tmp_path.iterdir())),
+        checkpoint_every=2,
+        on_step=lambda metrics: seen.append(int(metrics["step"])),
+        before_save=lambda: written.append((len(seen), sum(1 for _ in tmp_path.iterdir()))),
     )
-    run.step(batches()[0])
-    run.step(batches()[1])
-    assert saved_before == [0, 1]
+    for batch in batches()[:3]:
+        run.step(batch)
+    run.stop()
+    run.stop()
+    assert written == [(2, 0), (3, 1)], "when one is due, and when the run is stopped, once"
 
 
 def test_a_stopped_run_can_go_on_at_once(tmp_path: Path) -> None:

@@ -181,8 +181,6 @@ def _fit(
         def on_step(metrics: dict[str, float]) -> None:
             del steps[int(metrics["step"]) :]
             steps.append(dict(metrics))
-            if len(steps) % CHECKPOINT_STEPS == 0:  # before the checkpoint of this step: a resumed run finds both
-                session.store.set_meta(f"steps/{stage}", steps)
             note = f"loss {metrics['loss']:.3f}"
             bar.update(done=int(metrics["step"]) + 1, tokens=int(metrics["total_tokens"]), note=note)
 
@@ -192,19 +190,18 @@ def _fit(
             **batches,
             reference_is_policy=reference_is_policy,
             on_step=on_step,
+            before_save=lambda: session.store.set_meta(f"steps/{stage}", steps),
             stop=lambda _: stop() is not None,
             checkpoints=checkpoints,
             checkpoint_every=CHECKPOINT_STEPS,
         )
     if result.stopped and result.steps < result.total_steps:
-        session.store.set_meta(f"steps/{stage}", steps)
         raise BudgetError(stop() or "stopped")
     policy.version = version
     if learner.trains_values:
         policy.values_trained = True
     save_policy(policy, session.folder(version))
     with session.store.transaction():
-        session.store.set_meta(f"steps/{stage}", steps)
         session.store.add_cost(stage, Cost(training_tokens=result.tokens, flops=result.flops, seconds=result.seconds))
         session.store.finish_stage(stage, {"steps": result.steps, "examples": len(examples)})
     session.publish(policy)

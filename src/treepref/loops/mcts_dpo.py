@@ -141,14 +141,13 @@ class _Round:
             checkpoints=self.checkpoints,
             checkpoint_every=self.config.checkpoint_every,
             on_step=self._keep,
+            before_save=lambda: self.store.set_meta(f"steps/{self.train_stage}", self.steps),
         )
 
     def _keep(self, metrics: Metrics) -> None:
-        """Learning curves: written down at the latest with the training state that they lead to."""
+        """Learning curves; those of steps that are done again come anew."""
         del self.steps[int(metrics["step"]) :]
         self.steps.append(dict(metrics))
-        if len(self.steps) % self.config.checkpoint_every == 0:
-            self.store.set_meta(f"steps/{self.train_stage}", self.steps)
 
     @property
     def done(self) -> int:
@@ -180,7 +179,7 @@ class _Round:
             on_progress=lambda p: bar.update(done=done + p.trees, tokens=tokens + p.tokens, note=self.note),
         )
         if report.stopped:
-            self._save()
+            self.run.stop()
         self.session.require_done(report, self.stop)
 
     def publish(self, version: int) -> None:
@@ -222,7 +221,6 @@ class _Round:
             collect.finish_search(session, self.round)
             self.store.put_pairs(self.round, self.found.pairs)
             self.store.finish_stage(f"round-{self.round}/pairs", asdict(self.found.stats))
-            self.store.set_meta(f"steps/{self.train_stage}", self.steps)
             self.store.add_cost(self.train_stage, _cost(self.run))
             self.store.finish_stage(self.train_stage, {"steps": result.steps, "examples": self.found.stats.paired})
         session.publish(self.policy)
@@ -298,13 +296,8 @@ class _Round:
 
     def _check_budget(self) -> None:
         if reason := self.stop():
-            self._save()
+            self.run.stop()
             raise BudgetError(reason)
-
-    def _save(self) -> None:
-        """The training state as it is, to go on from."""
-        self.store.set_meta(f"steps/{self.train_stage}", self.steps)
-        self.run.stop()
 
     def _too_few(self, outcome: str) -> None:
         self.store.put_pairs(self.round, self.found.pairs)

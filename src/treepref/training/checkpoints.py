@@ -5,7 +5,6 @@ Knows files and tensors, but no model, no data and no step.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,9 +15,10 @@ import torch
 from torch import Tensor
 
 from treepref.errors import StoreError
+from treepref.landing import move_folder
 
 KEPT = 2
-_PREFIX, _PART = "step-", ".part"
+_PREFIX, _PART, _OLD = "step-", ".part", ".old"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +55,9 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        with open(part / "state.pt", "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if final.exists():  # the same step again, after a resume: the bits are the same
-            shutil.rmtree(final)
-        os.rename(part, final)
+        torch.save(state, part / "state.pt")
+        # In place of one of the same step, where a resumed run comes to it again: the bits are the same.
+        move_folder(part, final, aside=final.with_name(final.name + _OLD))
     except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
         shutil.rmtree(part, ignore_errors=True)
         raise StoreError(
@@ -100,12 +96,6 @@ def latest_checkpoint(folder: Path, identity: Mapping[str, Any], device: torch.d
     torch.set_rng_state(state["random"])
     weights = {name: tensor.to(device) for name, tensor in state["weights"].items()}
     return Checkpoint(state["identity"], state["progress"], weights, state["optimizer"])
-
-
-def clear_checkpoints(folder: Path) -> None:
-    """Remove all checkpoints, once the trained model itself is saved."""
-    for saved in _saved(folder):
-        shutil.rmtree(saved, ignore_errors=True)
 
 
 def _saved(folder: Path) -> list[Path]:

@@ -165,6 +165,7 @@ class Learner:
         reference_is_policy: bool = False,
         on_step: Callable[[Metrics], None] | None = None,
         stop: Callable[[Metrics], bool] | None = None,
+        before_save: Callable[[], None] | None = None,
         checkpoints: Path | None = None,
         checkpoint_every: int = 100,
     ) -> TrainResult:
@@ -177,6 +178,7 @@ class Learner:
             reference_is_policy: the reference is the policy as it stands before the first step. Then the first step's
                 preference loss must be ln 2 (1/(4β²) for IPO), and this is checked before any weight changes.
             on_step: called on every rank after each step with its metrics.
+            before_save: as in `start`.
             stop: asked after each step; True saves a checkpoint and ends the run. Must agree on all ranks.
             checkpoints: a folder. The whole training state is saved there every `checkpoint_every` steps and at the
                 end, the last two are kept, and a run that finds one there goes on from it.
@@ -198,7 +200,12 @@ class Learner:
             "data": fingerprint(ordered),
         }
         run = self.start(
-            len(plan), identity=identity, checkpoints=checkpoints, checkpoint_every=checkpoint_every, on_step=on_step
+            len(plan),
+            identity=identity,
+            checkpoints=checkpoints,
+            checkpoint_every=checkpoint_every,
+            on_step=on_step,
+            before_save=before_save,
         )
         while run.steps < len(plan) and not run.result.stopped:
             planned = plan[run.steps]
@@ -219,6 +226,7 @@ class Learner:
         checkpoints: Path | None = None,
         checkpoint_every: int = 100,
         on_step: Callable[[Metrics], None] | None = None,
+        before_save: Callable[[], None] | None = None,
     ) -> LearnerRun:
         """Begin, or resume, a run whose examples the caller brings step by step.
 
@@ -228,14 +236,21 @@ class Learner:
             checkpoints: a folder. The whole training state is saved there every `checkpoint_every` steps, after the
                 last one and on `LearnerRun.stop`; the last two are kept. If there is one already, the weights, the
                 optimizer and `LearnerRun.steps` are as they were then.
-            on_step: called on every rank with each step's metrics, before the step's checkpoint is saved: what it
-                writes down is never behind the checkpoint that a resumed run starts from.
+            on_step: called on every rank with each step's metrics.
+            before_save: called on every rank before a checkpoint is saved, after `on_step`: what it writes down is
+                never behind the checkpoint that a resumed run starts from.
 
         Raises:
             StoreError: a checkpoint belongs to another run (names what differs), or cannot be read.
         """
         return LearnerRun(
-            self, total_steps, self.settings.identity() | dict(identity), checkpoints, checkpoint_every, on_step
+            self,
+            total_steps,
+            self.settings.identity() | dict(identity),
+            checkpoints,
+            checkpoint_every,
+            on_step,
+            before_save,
         )
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -447,6 +462,7 @@ class LearnerRun:
         checkpoints: Path | None,
         checkpoint_every: int,
         on_step: Callable[[Metrics], None] | None,
+        before_save: Callable[[], None] | None,
     ) -> None:
         self.learner = learner
         self.result = TrainResult(total_steps=total_steps)
@@ -455,6 +471,7 @@ class LearnerRun:
         self._checkpoints = checkpoints
         self._checkpoint_every = checkpoint_every
         self._on_step = on_step
+        self._before_save = before_save
         self._saved = -1
         if checkpoints is not None:
             self._resume(checkpoints)
@@ -516,6 +533,8 @@ class LearnerRun:
     def _save(self) -> None:
         if self._checkpoints is None or self._saved == self.steps:
             return
+        if self._before_save is not None:
+            self._before_save()
         started = time.monotonic()
         learner = self.learner
         if learner.accelerator.is_main_process:
