@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from engine_cases import spread_policy
 from treepref.engines.base import Engine, generate
 from treepref.engines.sampling import sample, uniforms
 from treepref.engines.scripted import DELIMITER, EOS, ScriptedEngine, World
@@ -16,7 +17,6 @@ from treepref.engines.torch_engine import TorchEngine
 from treepref.errors import ModelError
 from treepref.models.policy import Policy, clone_policy
 from treepref.models.tiny import build_tiny_model, build_tiny_tokenizer
-from treepref.models.value_head import ValueHead
 from treepref.tools.base import Forced
 from treepref.types import Choice, Completion, Cost, Request
 
@@ -25,15 +25,7 @@ CHOICE = Choice(suffix=(20, 21, 22, 23, 24), options=((30, 31), (32,)), after_eo
 
 @pytest.fixture(scope="module")
 def policy() -> Policy:
-    """A random model whose logits are spread widely enough that a wrong cache entry changes what it says."""
-    torch.manual_seed(0)
-    tokenizer = build_tiny_tokenizer(-20, 20, ["sum"])
-    model = build_tiny_model(len(tokenizer), hidden=32, layers=2, heads=4, intermediate=64, context=96, seed=1)
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.25)
-    head = ValueHead(32, std=0.3)
-    return Policy(model=model.eval(), tokenizer=tokenizer, value_head=head, values_trained=True, version=0, name="tiny")
+    return spread_policy()
 
 
 def prompts(count: int, seed: int = 3) -> list[tuple[int, ...]]:

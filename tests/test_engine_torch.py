@@ -8,27 +8,18 @@ import numpy as np
 import pytest
 import torch
 
+from engine_cases import spread_policy
 from treepref.engines.base import generate
 from treepref.engines.kv_cache import PrefixTree, RowCache
 from treepref.engines.sampling import sample, uniforms
 from treepref.engines.torch_engine import TorchEngine
 from treepref.models.policy import Policy, clone_policy
-from treepref.models.tiny import build_tiny_model, build_tiny_tokenizer
-from treepref.models.value_head import ValueHead
 from treepref.types import Completion, Request
 
 
 @pytest.fixture(scope="module")
 def policy() -> Policy:
-    """A random model whose logits are spread widely enough that a wrong cache entry changes what it says."""
-    torch.manual_seed(0)
-    tokenizer = build_tiny_tokenizer(-20, 20, ["sum"])
-    model = build_tiny_model(len(tokenizer), hidden=32, layers=2, heads=4, intermediate=64, context=96, seed=1)
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.25)
-    head = ValueHead(32, std=0.3)
-    return Policy(model=model.eval(), tokenizer=tokenizer, value_head=head, values_trained=True, version=0, name="tiny")
+    return spread_policy()
 
 
 def prompts(policy: Policy, count: int) -> list[tuple[int, ...]]:

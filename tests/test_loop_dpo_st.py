@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
+import loop_runs
+from loop_runs import digest, parameters
 from treepref.errors import RecipeError, TooFewPairs, TreeprefError
 from treepref.loops.dpo_st import improves, pseudo_labels
 from treepref.loops.fork import fork
@@ -40,15 +39,6 @@ SMALL = [
 def run(out: Path, *more: str) -> dict:
     run_recipe(load_recipe("dpo_st", [*SMALL, *more]), out)
     return json.loads((out / "results.json").read_text())
-
-
-def digest(out: Path) -> str:
-    with Store(out, read_only=True) as store:
-        return store.digest()
-
-
-def parameters(folder: Path) -> list[torch.Tensor]:
-    return list(AutoModelForCausalLM.from_pretrained(folder).parameters())
 
 
 @pytest.fixture(scope="module")
@@ -206,15 +196,11 @@ EXACT = [
 
 
 def start(out: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "treepref.cli", "run", "dpo_st", "--out", str(out), "--quiet", *SMALL, *EXACT]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
+    return loop_runs.start(out, "dpo_st", *SMALL, *EXACT)
 
 
 def life(out: Path) -> None:
-    process = start(out)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors.decode()
+    assert loop_runs.life(out, None, "dpo_st", *SMALL, *EXACT) == 0
 
 
 def kill_in(out: Path, stage: str, wait: float) -> bool:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
+import loop_runs
+from loop_runs import digest, parameters
 from treepref.engines.torch_engine import TorchEngine
 from treepref.errors import BudgetError, RecipeError, TooFewPairs
 from treepref.loops import mcts_dpo, run
@@ -41,13 +38,8 @@ def go(out: Path, *more: str) -> Path:
     return out
 
 
-def digest(out: Path) -> str:
-    with Store(out, read_only=True) as store:
-        return store.digest()
-
-
 def weights(out: Path, round: int = 1) -> list[torch.Tensor]:
-    return list(AutoModelForCausalLM.from_pretrained(out / f"round-{round}").parameters())
+    return parameters(out / f"round-{round}")
 
 
 def equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
@@ -76,8 +68,8 @@ def test_the_first_update_starts_from_an_untrained_preference(finished: Path) ->
     with Store(finished, read_only=True) as store:
         first = store.meta("steps/round-1/train")[0]
     assert first["loss_preference"] == pytest.approx(math.log(2), abs=1e-4)
-    base = AutoModelForCausalLM.from_pretrained(Path(run.__file__).parents[1] / "data" / "tiny_base")
-    assert not equal(weights(finished), list(base.parameters()))
+    base = parameters(Path(run.__file__).parents[1] / "data" / "tiny_base")
+    assert not equal(weights(finished), base)
 
 
 def test_recorded_logprobs_are_those_of_the_updated_weights(finished: Path, tmp_path: Path) -> None:
@@ -142,6 +134,22 @@ def test_a_budget_stops_and_a_higher_one_goes_on_to_the_same_end(tmp_path: Path)
     go(tmp_path / "stopped", exact, "budget.tokens=100000000")
     assert digest(tmp_path / "stopped") == digest(whole)
     assert equal(weights(tmp_path / "stopped"), weights(whole))
+
+
+def test_no_learning_curve_is_lost_between_the_last_update_and_the_policy(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(mcts_dpo, "save_policy", die)
+        with pytest.raises(KeyboardInterrupt):
+            go(tmp_path, ASKED)
+    go(tmp_path, ASKED)
+    with Store(finished, read_only=True) as whole, Store(tmp_path, read_only=True) as resumed:
+        steps = [[s["step"] for s in x.meta("steps/round-1/train")] for x in (whole, resumed)]
+    assert steps == [[0, 1, 2]] * 2
 
 
 def test_rounds_without_pairs_stop_with_advice_and_keep_nothing(
@@ -228,19 +236,7 @@ def _problem(request: Request) -> str:
 
 
 def life(out: Path, seconds: float | None, *more: str) -> int:
-    """`treepref run` in a process of its own, killed with SIGKILL after some time."""
-    command = [sys.executable, "-m", "treepref.cli", "run", "mcts_dpo", "--out", str(out), "--quiet", *SMALL, *more]
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    try:
-        _, errors = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        return -9
-    assert process.returncode == 0, errors.decode()
-    return 0
+    return loop_runs.life(out, seconds, "mcts_dpo", *SMALL, *more)
 
 
 def check_killed_run(tmp_path: Path, kills: int, *more: str) -> None:

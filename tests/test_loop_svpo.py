@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +12,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import loop_runs
+from loop_runs import digest
 from treepref.errors import BudgetError, RecipeError, StoreError, TooFewPairs
 from treepref.loops.run import run as run_recipe
 from treepref.models.policy import BUILTIN
@@ -32,11 +30,6 @@ SMALL = [
 def run(out: Path, *more: str) -> dict:
     run_recipe(load_recipe("quickstart", [*SMALL, *more]), out)
     return json.loads((out / "results.json").read_text())
-
-
-def digest(out: Path) -> str:
-    with Store(out, read_only=True) as store:
-        return store.digest()
 
 
 @pytest.fixture(scope="module")
@@ -119,19 +112,7 @@ def test_a_second_process_is_kept_out(finished: Path) -> None:
 
 
 def life(out: Path, seconds: float | None, *more: str) -> int:
-    """`treepref run` in a process of its own, killed with SIGKILL after some time."""
-    command = [sys.executable, "-m", "treepref.cli", "run", "quickstart", "--out", str(out), "--quiet", *SMALL, *more]
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    try:
-        _, errors = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        return -9
-    assert process.returncode == 0, errors.decode()
-    return 0
+    return loop_runs.life(out, seconds, "quickstart", *SMALL, *more)
 
 
 def check_killed_run(tmp_path: Path, kills: int) -> None:
