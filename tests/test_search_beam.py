@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import statistics
 
 import pytest
 from hypothesis import given, settings
@@ -15,36 +16,41 @@ from treepref.search.tree import digest_tree, tree_from_arrays, tree_to_arrays
 from treepref.types import Completion, Request, new_tree
 
 
-def plain_beam(world, b1, b2, max_depth, max_step_tokens):
+def plain_beam(world, b1, b2, max_depth, max_step_tokens, likelihood=0.0):
     """SBS(B1, B2) as its description reads, over bare token sequences."""
-    beams, finished = [PROMPT], []
+    beams, finished = [(PROMPT, ())], []
     for depth in range(1, max_depth + 1):
         candidates = []
-        for state in beams:
+        for state, logprobs in beams:
             n = b1 * b2 if depth == 1 else b2
             seeds = seeds_of(state, n)
             request = Request("r", state, n, seeds, max_step_tokens)
             steps = dict.fromkeys(world.complete(state, seed, request) for seed in seeds)
             candidates += [
-                (c.value, state + c.tokens, c.finish)
+                (
+                    c.value + likelihood * statistics.fmean(logprobs + c.logprobs),
+                    state + c.tokens,
+                    logprobs + c.logprobs,
+                    c.finish,
+                )
                 for c in steps
                 if c.finish == "eos" or (c.finish == "step" and depth < max_depth)
             ]
         kept = sorted(candidates, reverse=True)[: b1 - len(finished)]
-        finished += [(value, state) for value, state, finish in kept if finish == "eos"]
-        beams = [state for _, state, finish in kept if finish != "eos"]
+        finished += [(score, state) for score, state, _, finish in kept if finish == "eos"]
+        beams = [(state, logprobs) for _, state, logprobs, finish in kept if finish != "eos"]
         if not beams:
             break
     return max(finished)[1][len(PROMPT) :] if finished else None
 
 
 @settings(max_examples=60, deadline=None)
-@given(worlds, st.integers(1, 4), st.integers(1, 4), st.integers(1, 6))
-def test_agrees_with_the_plain_implementation(world, b1, b2, max_depth):
-    search = StepBeam(b1=b1, b2=b2, max_depth=max_depth, max_step_tokens=9)
+@given(worlds, st.integers(1, 4), st.integers(1, 4), st.integers(1, 6), st.sampled_from([0.0, 0.3, 10.0]))
+def test_agrees_with_the_plain_implementation(world, b1, b2, max_depth, likelihood):
+    search = StepBeam(b1=b1, b2=b2, likelihood=likelihood, max_depth=max_depth, max_step_tokens=9)
     tree = played(search, world, judge=False)
     leaf = search.answer(tree)
-    expected = plain_beam(world, b1, b2, max_depth, 9)
+    expected = plain_beam(world, b1, b2, max_depth, 9, likelihood)
     assert (leaf and solution_tokens(leaf)) == expected
     assert all(n.pending == 0 for n in tree.nodes)
 
@@ -177,7 +183,7 @@ def test_an_unfinished_search_has_no_answer():
     assert max(n.depth for n in tree.nodes) == 3
 
 
-@pytest.mark.parametrize("wrong", [{"b1": 0}, {"b2": 0}, {"max_depth": 0}, {"delimiter": ""}])
+@pytest.mark.parametrize("wrong", [{"b1": 0}, {"b2": 0}, {"max_depth": 0}, {"delimiter": ""}, {"likelihood": -0.1}])
 def test_impossible_constants_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         StepBeam(**{"b1": 1, "b2": 1, **wrong})

@@ -243,6 +243,8 @@ class EvalConfig(Section):
     top_p: float = Field(1.0, gt=0, le=1)
     sbs: list[tuple[int, int]] = Field(default_factory=lambda: [(1, 2), (1, 4), (2, 4), (4, 4)])
     """Step-level beam search widths (B1, B2)."""
+    sbs_likelihood: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """Weight of a partial solution's mean log-prob beside its V, when beams are ranked; 0: V alone."""
     mcts: bool = False
     """MCTS at inference, with the search section's numbers and c = 1.25."""
     max_tokens: int = Field(512, ge=1)

@@ -76,8 +76,9 @@ def sampled(config: EvalConfig, n: int, context: int) -> Decoder:
 
 def beam(config: EvalConfig, search: SearchConfig, b1: int, b2: int, context: int, delimiter: str) -> Decoder:
     rules = StepBeam(
-        b1=b1, b2=b2, temperature=config.temperature, top_p=config.top_p, max_depth=search.max_depth,
-        max_step_tokens=search.max_step_tokens, max_tokens=config.max_tokens, max_context=context, delimiter=delimiter,
+        b1=b1, b2=b2, likelihood=config.sbs_likelihood, temperature=config.temperature, top_p=config.top_p,
+        max_depth=search.max_depth, max_step_tokens=search.max_step_tokens, max_tokens=config.max_tokens,
+        max_context=context, delimiter=delimiter,
     )  # fmt: skip
     return Decoder(f"sbs({b1},{b2})", rules, lambda tree: [rules.answer(tree)])
 

@@ -1,10 +1,11 @@
 """Step-level beam search SBS(B1, B2) guided by the value head (AlphaMath, arXiv 2405.03553, step-level beam search).
 
-Knows no roll-out, no reward and no visit count: candidates are compared by V alone.
+Knows no roll-out, no reward and no visit count: candidates are compared by V, and by their log-probs where asked.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,8 @@ class StepBeam:
 
     b1: int
     b2: int
+    likelihood: float = 0.0
+    """Weight of a partial solution's mean log-prob beside its V; 0, as AlphaMath has it: V alone."""
     temperature: float = 1.0
     top_p: float = 1.0
     max_depth: int = 8
@@ -42,6 +45,8 @@ class StepBeam:
 
     def __post_init__(self) -> None:
         check_limits(self, "b1", "b2", "max_depth", "max_step_tokens")
+        if not (math.isfinite(self.likelihood) and self.likelihood >= 0):
+            raise ValueError(f"StepBeam.likelihood is {self.likelihood!r}; it must be finite, and 0 or more")
 
     def ask(self, tree: Tree) -> list[Expansion]:
         """Every live beam neither expanded nor in flight; empty while the level waits for a tell, and when done."""
@@ -78,9 +83,9 @@ class StepBeam:
         return not live
 
     def answer(self, tree: Tree) -> Node | None:
-        """Of the solutions that finished within the beam the one with the highest V; None where none did."""
+        """Of the solutions that finished within the beam the best; None where none did."""
         _, finished = self._beam(tree)
-        return next(iter(best_first(finished)), None)
+        return next(iter(best_first(finished, self.likelihood)), None)
 
     def _beam(self, tree: Tree) -> tuple[list[Node], list[Node]]:
         """The live beams of the deepest level reached and all solutions that finished within the beam."""
@@ -89,7 +94,7 @@ class StepBeam:
         while live and all(node.expanded for node in live):
             candidates = [child for node in live for child in node.children if not child.terminal or is_finished(child)]
             # AlphaMath, step-level beam search: keep the best B1 − finished; what finishes leaves the beam.
-            kept = best_first(candidates)[: self.b1 - len(finished)]
+            kept = best_first(candidates, self.likelihood)[: self.b1 - len(finished)]
             finished += filter(is_finished, kept)
             live = [node for node in kept if not node.terminal]
         return live, finished

@@ -59,8 +59,13 @@ def path_mean_logprob(node: Node) -> float:
     return mean_logprob(chosen)
 
 
-def best_first(nodes: Sequence[Node]) -> list[Node]:
-    """Nodes by V, highest first (none counts as 0); ties: the likelier solution so far, then the older node."""
+def best_first(nodes: Sequence[Node], likelihood: float = 0.0) -> list[Node]:
+    """Nodes by V, highest first (none counts as 0); ties: the likelier solution so far, then the older node.
+
+    With `likelihood` above 0 they are ranked by V + likelihood · mean log-prob of the solution so far, which is ours.
+    """
+    if likelihood:
+        return sorted(nodes, key=lambda n: (-leaf_value(n) - likelihood * path_mean_logprob(n), n.index))
     equals = Counter(map(leaf_value, nodes))  # log-probs are summed for ties alone: this runs at every step of a beam
 
     def key(node: Node) -> tuple[float, float, int]:
