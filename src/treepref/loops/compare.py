@@ -29,8 +29,9 @@ from treepref.evaluation import (
     scores_over_k,
     single_scores,
 )
+from treepref.landing import new_file
 from treepref.report.compare import comparison_markdown, print_comparison, write_comparison
-from treepref.run_folder import disk_errors, land_file
+from treepref.run_folder import disk_errors
 from treepref.store import Store
 
 _ASIDE = ("seed", "engine", "budget")
@@ -56,9 +57,8 @@ def compare(
     document = compare_runs(runs, baseline=_baseline(baseline, folders, names), group=group)
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-        part = out / "compare.json.part"
-        part.write_text(json.dumps(document, indent=1), encoding="utf-8")
-        land_file(part, out / "compare.json")
+        with new_file(out / "compare.json") as part:
+            part.write_text(json.dumps(document, indent=1), encoding="utf-8")
     page = write_comparison(document, out / "compare.html")
     if markdown:
         print(comparison_markdown(document))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from treepref.errors import ModelError
 from treepref.models.lora import adapters_off
 from treepref.objectives import LossBatch
+from treepref.training.attention import NAME, blocks_of, in_blocks, takes_blocks
 from treepref.training.examples import Example, NodeLogprobs, Scorer
 from treepref.training.packing import (
     EMPTY,
@@ -54,6 +56,9 @@ class PackedModel(nn.Module):
     One module, so that a wrapper that must own the forward (FSDP) can be put around it. `chunk_tokens` bounds the
     memory of the LM head: that many positions' logits at once, recomputed in the backward pass.
 
+    Where the model takes it (`attention.takes_blocks`), attention runs in blocks inside `running`, over passages of one
+    row; else, and elsewhere, over whole rows with a mask.
+
     Raises:
         ModelError: the attention implementation cannot take a tree mask, or the model has no LM head.
     """
@@ -71,16 +76,31 @@ class PackedModel(nn.Module):
         self.model = model
         self.value_head = value_head
         self.chunk_tokens = chunk_tokens
+        self.blocks = takes_blocks(model)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Evaluation mode, and attention in blocks where it can be: around a step's forwards and backwards."""
+        with evaluating(self), in_blocks(self.model) if self.blocks else nullcontext():
+            yield
+
+    def passes(self, lengths: Sequence[int], row_tokens: int, rows_per_pass: int) -> list[list[list[int]]]:
+        """As `packing.passes`; in blocks a long row costs no more: a forward's rows become one, unpadded."""
+        found = passes(lengths, row_tokens, rows_per_pass)
+        return [[[i for row in rows for i in row]] for rows in found] if self.blocks else found
 
     def forward(self, passage: Passage) -> tuple[Tensor, Tensor | None]:
         """Log-prob of each trained token [T] and V of each owned segment [S] (None without a value head).
 
         Half-precision logits are softmaxed in float32.
         """
-        mask = attention_mask(passage.ends_RL, next(self.model.parameters()).dtype)
-        output = self.model.get_decoder()(
-            input_ids=passage.ids_RL, attention_mask=mask, position_ids=passage.positions_RL, use_cache=False
-        )
+        decoder, dtype = self.model.get_decoder(), next(self.model.parameters()).dtype
+        attention: dict[str, Any] = {}
+        if decoder.config._attn_implementation == NAME and len(passage.ids_RL) == 1:
+            attention["blocks"] = blocks_of(passage.ends_RL[0].numpy(), dtype)
+        else:
+            attention["attention_mask"] = attention_mask(passage.ends_RL, dtype)
+        output = decoder(input_ids=passage.ids_RL, position_ids=passage.positions_RL, use_cache=False, **attention)
         hidden = output.last_hidden_state.flatten(0, 1)
         logp_T = self._logprobs(hidden[passage.predictors_T], passage.labels_T)
         value_S = None if self.value_head is None else self.value_head(hidden[passage.last_S]).reshape(-1)
@@ -252,8 +272,8 @@ def score(
     logp = [np.zeros(len(f.node_T)) for f in flats]
     values = [np.zeros(len(e.nodes) + 1) for e in examples]
     device = next(model.parameters()).device
-    with evaluating(packed):
-        for chosen in passes([len(p) for _, p in owners], row_tokens, rows_per_pass):
+    with packed.running():
+        for chosen in packed.passes([len(p) for _, p in owners], row_tokens, rows_per_pass):
             members = [owners[i] for row in chosen for i in row]
             logp_T, value_S = packed(collate([p for _, p in members], renumbered(chosen), device))
             _hand_out(logp_T, [(logp[f], p.slots) for f, p in members])

@@ -37,8 +37,8 @@ from treepref.objectives import (
 )
 from treepref.training.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
 from treepref.training.examples import Example, fingerprint
-from treepref.training.forward import PackedModel, evaluating, loss_batch, place, scatter_index
-from treepref.training.packing import Flat, check_context, collate, flatten, max_positions, passes, renumbered
+from treepref.training.forward import PackedModel, loss_batch, place, scatter_index
+from treepref.training.packing import Flat, check_context, collate, flatten, max_positions, renumbered
 from treepref.training.schedule import lr_factor, plan_steps
 from treepref.training.tally import Metrics, Tally
 
@@ -300,7 +300,9 @@ class Learner:
     def _passes(self, flats: Sequence[Flat], counts: Counts, tally: Tally) -> Iterator[tuple[Sequence[Flat], Tensor]]:
         """Forward and backward of this rank's examples, group by group: (examples, their part of the loss)."""
         whole = [flat for flat in flats if not flat.split]
-        for rows in passes([flat.tokens for flat in whole], self.settings.row_tokens, self.settings.rows_per_pass):
+        for rows in self.packed.passes(
+            [flat.tokens for flat in whole], self.settings.row_tokens, self.settings.rows_per_pass
+        ):
             members = [whole[i] for row in rows for i in row]
             yield members, self._whole(members, rows, counts, tally)
         for flat in flats:
@@ -321,7 +323,7 @@ class Learner:
         """A tree in pieces: ∂L/∂log-prob and ∂L/∂V first, without the model's graph; then each piece's share."""
         lengths = [len(piece) for piece in flat.pieces]
         parts = []
-        for rows in passes(lengths, self.settings.row_tokens, self.settings.rows_per_pass):
+        for rows in self.packed.passes(lengths, self.settings.row_tokens, self.settings.rows_per_pass):
             pieces = [flat.pieces[i] for row in rows for i in row]
             tokens_T = torch.cat([torch.from_numpy(p.slots) for p in pieces]).to(self.device)
             nodes_S = torch.cat([torch.from_numpy(p.segments) for p in pieces]).to(self.device)
@@ -509,7 +511,7 @@ class LearnerRun:
             raise ValueError(f"all {result.total_steps} steps of this run are done")
         started = time.monotonic()
         learner._check_examples(examples)
-        with evaluating(learner.packed):
+        with learner.packed.running():
             learner._recompute_activations()
             flats = [flatten(example, learner.settings.row_tokens) for example in examples]
             metrics = learner._step(flats, result.steps, result.total_steps, self._optimizer, reference_is_policy)

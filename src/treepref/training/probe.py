@@ -178,8 +178,9 @@ def _compare(model: nn.Module) -> ProbeReport:
     value_head = nn.Sequential(nn.Linear(_width(model), 1, bias=False), nn.Tanh()).double()
     packed = PackedModel(model, value_head)
     examples = _trees(model.get_input_embeddings().num_embeddings)
-    with evaluating(packed):
+    with packed.running():
         logp_T, value_N = _packed(packed, examples)
+    with evaluating(packed):
         alone_T, alone_N = _separate(model, value_head, examples)
     weights = [torch.randn(len(x), dtype=torch.float64) for x in (logp_T, value_N)]
     parameters = [p for p in packed.parameters() if p.requires_grad]

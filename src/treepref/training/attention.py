@@ -1,0 +1,154 @@
+"""Attention over packed trees block by block: queries meet the keys that some of them see, and no others.
+
+A row's mask is nearly empty: a step sees its ancestors, its row holds many steps that are not. Here the steps below one
+parent are a block. Its queries meet the parent's path, gathered once, and one another; the rest of the row costs
+nothing. What comes out is what the mask over the whole row gives, to rounding. Knows places and arrays, no example.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+NAME = "treepref_blocks"
+"""What the attention is called in a model's config while it is in use."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Blocks:
+    """Who meets whom in a row of L places."""
+
+    queries_L: Tensor
+    """The row's places, block after block."""
+    restore_L: Tensor
+    """Where each place went: `queries_L[restore_L[i]] = i`."""
+    keys_K: Tensor
+    """Places of the keys of every block, one block after the other."""
+    query_sizes: list[int]
+    key_sizes: list[int]
+    masks: list[Tensor]
+    """[queries, keys] a block, additive: 0 where the query sees the key, else a very low number."""
+
+
+def blocks_of(ends_L: np.ndarray, dtype: torch.dtype, device: torch.device | str = "cpu") -> Blocks:
+    """The blocks of a row; `ends_L` as `Piece.ends`: a place sees those up to its own whose end lies behind it."""
+    begins = np.flatnonzero(np.diff(ends_L, prepend=-1))
+    stops = np.append(begins[1:], len(ends_L))
+    parents = _parents(begins, ends_L[begins])
+    siblings: dict[int, list[int]] = {}
+    for segment, parent in enumerate(parents):
+        # Roots have no path to share: each is a block of its own (keys below 0 are taken by none else).
+        siblings.setdefault(parent if parent >= 0 else -1 - segment, []).append(segment)
+    places = [np.arange(begin, stop) for begin, stop in zip(begins, stops, strict=True)]
+    queries, keys, masks = [], [], []
+    for parent, members in siblings.items():
+        path = _path(parents, parent)
+        own = np.concatenate([places[segment] for segment in members])
+        key = np.concatenate([*(places[segment] for segment in path), own])
+        sees = (key[None, :] <= own[:, None]) & (own[:, None] < ends_L[key][None, :])
+        mask = torch.zeros(sees.shape, dtype=dtype)
+        masks.append(mask.masked_fill_(torch.from_numpy(~sees), torch.finfo(dtype).min / 2).to(device))
+        queries.append(own)
+        keys.append(key)
+    order = np.concatenate(queries)
+    return Blocks(
+        queries_L=torch.from_numpy(order).to(device),
+        restore_L=torch.from_numpy(np.argsort(order)).to(device),
+        keys_K=torch.from_numpy(np.concatenate(keys)).to(device),
+        query_sizes=[len(q) for q in queries],
+        key_sizes=[len(k) for k in keys],
+        masks=masks,
+    )
+
+
+def _parents(begins: np.ndarray, ends: np.ndarray) -> list[int]:
+    """Of each segment the innermost one that it lies in; −1: none."""
+    parents: list[int] = []
+    open_segments: list[int] = []
+    for segment, begin in enumerate(begins):
+        while open_segments and ends[open_segments[-1]] <= begin:
+            open_segments.pop()
+        parents.append(open_segments[-1] if open_segments else -1)
+        open_segments.append(segment)
+    return parents
+
+
+def _path(parents: list[int], segment: int) -> list[int]:
+    """A segment and its ancestors, from the root down."""
+    path: list[int] = []
+    while segment >= 0:
+        path.append(segment)
+        segment = parents[segment]
+    return path[::-1]
+
+
+def block_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    blocks: Blocks | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls for each layer: query [1, H, L, D], key and value [1, K, L, D] → [1, L, H, D].
+
+    Without `blocks` it is transformers' own attention.
+    """
+    if blocks is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    parts = zip(
+        query.index_select(2, blocks.queries_L).split(blocks.query_sizes, dim=2),
+        key.index_select(2, blocks.keys_K).split(blocks.key_sizes, dim=2),
+        value.index_select(2, blocks.keys_K).split(blocks.key_sizes, dim=2),
+        blocks.masks,
+        strict=True,
+    )
+    grouped = query.shape[1] != key.shape[1]
+    found = [
+        scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling, enable_gqa=grouped)
+        for q, k, v, mask in parts
+    ]
+    return torch.cat(found, dim=2).index_select(2, blocks.restore_L).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(NAME, block_attention)
+
+
+def takes_blocks(model: nn.Module) -> bool:
+    """Whether the model asks transformers for its attention and hands on what it does not know, on a CPU.
+
+    On a CPU a masked key costs what a seen one does. Other devices keep the mask: blocks were not measured there.
+    """
+    decoder = model.get_decoder()
+    named = inspect.signature(decoder.forward).parameters.values()
+    return (
+        getattr(decoder.config, "_attn_implementation", None) in ("sdpa", NAME)
+        and getattr(decoder, "_supports_attention_backend", False)
+        and any(p.kind is inspect.Parameter.VAR_KEYWORD for p in named)
+        and next(model.parameters()).device.type == "cpu"
+    )
+
+
+@contextmanager
+def in_blocks(model: nn.Module) -> Iterator[None]:
+    """Inside, the model's attention is `block_attention`: for the forward and for what a backward computes again."""
+    config = model.get_decoder().config
+    before = config._attn_implementation
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
