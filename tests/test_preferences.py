@@ -11,6 +11,7 @@ from treepref.config import PairConfig
 from treepref.errors import TreeprefError
 from treepref.preferences import (
     PairStats,
+    best_outcomes,
     correct_paths,
     mixed,
     sibling_pairs,
@@ -142,6 +143,12 @@ def test_correct_paths_shortest_first():
     )
     assert correct_paths(tree) == [(3,), (1, 2), (1, 5)]
     assert correct_paths(tree, 2) == [(3,), (1, 2)]
+
+
+def test_best_outcomes_tell_whether_a_right_answer_can_still_be_reached():
+    assert best_outcomes(example()) == {0: 1.0, 1: 1.0, 2: -1.0, 4: 1.0, 5: 1.0, 6: -1.0, 7: -1.0, 8: 1.0, 9: -1.0}
+    unknown = tree_of((0, 1, 0.3, "step", None), (1, 1, 0.0, "eos", None), (0, 1, -1.0, "eos", -1.0))
+    assert best_outcomes(unknown) == {0: -1.0, 3: -1.0}, "an answer that could not be checked says nothing"
 
 
 def test_value_targets_are_q_in_the_value_heads_range():

@@ -172,7 +172,9 @@ class TrainConfig(Section):
     """sft on the right solutions of the trees is rejection-sampling fine-tuning."""
     beta: float = Field(0.1, gt=0)
     value_weight: float = Field(0.1, ge=0)
-    """a in L: the value head's regression on Q."""
+    """a in L: the value head's regression on its targets."""
+    value_target: Literal["mean", "best"] = "mean"
+    """mean: Q, as published; best: the best outcome found below a step, which is ours."""
     margin_weight: float = Field(0.1, ge=0)
     """b in L: the ranking loss on the pair's values."""
     margin: float = Field(0.5, ge=0)

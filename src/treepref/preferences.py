@@ -115,6 +115,23 @@ def value_targets(tree: Tree, min_visits: int = 1) -> dict[int, float]:
     return targets
 
 
+def best_outcomes(tree: Tree) -> dict[int, float]:
+    """Node index → the best outcome found at or below it, 1 right to −1 wrong or cut; the root included.
+
+    A target of the value head beside Q, ours: Q tells what the searching policy made of a step, mistakes further on
+    included; this tells whether a right answer can still be reached from it. Nodes below which no solution ended, or
+    none whose answer could be checked, have no target.
+    """
+    best: dict[int, float] = {}
+    for node in reversed(tree.nodes):  # children stand behind their parents
+        known = [best[child.index] for child in node.children if child.index in best]
+        if node.terminal and node.reward is not None:
+            known = [node.reward]
+        if known:
+            best[node.index] = max(known)
+    return best
+
+
 def visit_smoothing(n_w: int, n_l: int) -> float:
     """Label smoothing α = 1 / (N_w / N_l + 1), at most 0.5 (MCTS-DPO, arXiv 2405.00451, Iterative Preference Learning).
 

@@ -6,13 +6,13 @@ import random
 import shutil
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import Any
 
+from treepref.config import TrainConfig
 from treepref.errors import BudgetError, DataError
 from treepref.loops.session import Session
 from treepref.models.policy import Policy, save_policy
 from treepref.models.text import encode_prompt, encode_solution
-from treepref.preferences import correct_paths, value_targets
+from treepref.preferences import best_outcomes, correct_paths, value_targets
 from treepref.progress import stage_progress
 from treepref.training.examples import Example, attach_reference, example_from_solution, example_from_tree
 from treepref.training.forward import model_scorer
@@ -25,6 +25,8 @@ PASS_TOKENS = 4096
 """Tokens in one forward pass: several short rows cost less than a long one, for attention grows with a row's length."""
 CHECKPOINT_STEPS = 200
 """Optimizer steps between two saved training states."""
+VALUE_TARGETS = {"mean": value_targets, "best": best_outcomes}
+"""What the value head learns of a tree's nodes, by `train.value_target`."""
 SFT_SOLUTIONS = 4
 """Right solutions of a tree that rejection-sampling fine-tuning learns from, at most."""
 
@@ -118,7 +120,7 @@ def tree_examples(session: Session, round: int) -> list[Example]:
     config, store = session.recipe.train, session.store
     by_tree = {key: list(found) for key, found in groupby(_by_tree(session, round), key=lambda pair: pair.tree)}
     trees = store.trees(f"round-{round}/search")
-    examples = [tree_example(tree, by_tree.get(tree.key, []), config.objective, config.smoothing) for tree in trees]
+    examples = [tree_example(tree, by_tree.get(tree.key, []), config) for tree in trees]
     return [e for e in examples if e.pairs or e.counts.values or e.counts.tokens]
 
 
@@ -126,11 +128,13 @@ def _by_tree(session: Session, round: int) -> list[Pair]:
     return sorted(session.store.pairs(round), key=lambda pair: (pair.tree, pair.id))
 
 
-def tree_example(tree: Tree, pairs: Sequence[Pair], objective: str, smoothing: Any) -> Example:
-    if objective == "sft":  # rejection-sampling fine-tuning: NLL of right solutions, no preference
+def tree_example(tree: Tree, pairs: Sequence[Pair], config: TrainConfig) -> Example:
+    """What a tree and its pairs teach under the recipe's `train` section."""
+    if config.objective == "sft":  # rejection-sampling fine-tuning: NLL of right solutions, no preference
         return example_from_tree(tree, [], sft_paths=correct_paths(tree, SFT_SOLUTIONS))
-    targets = value_targets(tree) if objective == "svpo" else {}
-    return example_from_tree(tree, pairs, targets=targets, smoothing="none" if objective == "dpo" else smoothing)
+    targets = VALUE_TARGETS[config.value_target](tree) if config.objective == "svpo" else {}
+    smoothing = "none" if config.objective == "dpo" else config.smoothing
+    return example_from_tree(tree, pairs, targets=targets, smoothing=smoothing)
 
 
 def _reference_version(session: Session, round: int) -> int:

@@ -192,7 +192,7 @@ class _Round:
         examples = []
         for tree, pairs in self._trees(batch):
             self.found.add(tree, pairs)
-            examples.append(tree_example(tree, pairs, train.objective, train.smoothing))
+            examples.append(tree_example(tree, pairs, train))
         useful = [e for e in examples if e.pairs or e.counts.values or e.counts.tokens]
         if train.objective == "sft":
             self.run.step(useful, labels={"epoch": 0})
