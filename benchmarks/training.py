@@ -271,9 +271,15 @@ def fastest(make: Callable[[Sequence[tuple[Side, Side]], int], Step], pairs: lis
 
 
 def compare(
-    shape: str, policy: Policy, trees: Sequence[Tree], rule: Callable[[Tree], list[Pair]], trl: Trl | None, runs: int
+    shape: str,
+    policy: Policy,
+    trees: Sequence[Tree],
+    rule: Callable[[Tree], list[Pair]],
+    against: Sequence[str],
+    trl: Trl | None,
+    runs: int,
 ) -> list[dict[str, Any]]:
-    """Both opponents on the pairs that `rule` makes of the trees: a row of results for each (none without runs)."""
+    """The opponents on the pairs that `rule` makes of the trees: a row of results for each (none without runs)."""
     model = policy.model
     examples = [example_from_tree(tree, rule(tree), sft_paths=()) for tree in trees]
     examples = with_noisy_reference([e for e in examples if e.pairs], model)
@@ -288,7 +294,8 @@ def compare(
     packed = learner_step(model, examples, ROW_TOKENS, ROWS)
     expected = gradient(model, packed)
     rows = []
-    opponents = {"unpacked": lambda some, batch: unpacked_step(model, some, batch)} | ({"trl": trl.step} if trl else {})
+    unpacked = {"unpacked": lambda some, batch: unpacked_step(model, some, batch)}
+    opponents = (unpacked if "unpacked" in against else {}) | ({"trl": trl.step} if trl else {})
     for name, make in opponents.items():
         batch = fastest(make, pairs) if runs else 4
         step = make(pairs, batch)
@@ -375,6 +382,8 @@ def main() -> None:
     made.add_argument("--simulations", type=int, default=40)
     made.add_argument("--threads", type=int, default=None)
     made.add_argument("--against", nargs="*", choices=["unpacked", "trl"], default=["unpacked", "trl"])
+    made.add_argument("--shapes", nargs="*", choices=["depth", "siblings"], default=["depth", "siblings"])
+    made.add_argument("--no-sweep", action="store_true")
     made.add_argument("--check-only", action="store_true", help="compare gradients and time nothing")
     made.add_argument("--pairs", type=int, default=None, help="at most so many pairs a tree (default: all)")
     options = made.parse_args()
@@ -401,11 +410,14 @@ def main() -> None:
         # all siblings of one tree are more tokens than those of all trees by depth: the smallest tree is enough
         one = min((t for t in trees if sibling_pairs(t)), key=lambda t: sum(len(n.tokens) for n in t.nodes))
         by_depth, all_of_one = limited(depth_pairs, options.pairs), limited(sibling_pairs, options.pairs)
-        rows = compare("best and worst by depth", policy, trees, by_depth, trl, runs)
-        rows += compare("all visited siblings", policy, [one], all_of_one, trl, runs)
+        rows = []
+        if "depth" in options.shapes:
+            rows += compare("best and worst by depth", policy, trees, by_depth, options.against, trl, runs)
+        if "siblings" in options.shapes:
+            rows += compare("all visited siblings", policy, [one], all_of_one, options.against, trl, runs)
     if not rows:
         return
-    cells = sweep(options.quick, 1 if options.quick else 3)
+    cells = [] if options.no_sweep else sweep(options.quick, 1 if options.quick else 3)
     finish(
         "training", ratio=rows[0]["ratio"], spread=rows[0]["spread"], ideal=rows[0]["ideal"], quick=options.quick,
         packages=("transformers", "trl"), threads=torch.get_num_threads(), rows=rows, sweep=cells,
