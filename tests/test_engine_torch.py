@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from engine_cases import spread_policy
 from treepref.engines.base import generate
-from treepref.engines.kv_cache import PrefixTree, RowCache
+from treepref.engines.kv_cache import Block, PrefixTree
 from treepref.engines.sampling import sample, uniforms
 from treepref.engines.torch_engine import TorchEngine
 from treepref.models.policy import Policy, clone_policy
@@ -185,12 +186,12 @@ def test_sampled_frequencies_follow_the_tempered_nucleus() -> None:
 
 
 def test_prefix_tree_splits_and_finds_partial_matches() -> None:
-    row = RowCache(1, 1, 2, torch.float32, torch.device("cpu"))
+    row = Block(1, 1, 2, torch.float32, torch.device("cpu"))
     row.reserve(2, 8)
     row.kv_LCRKTD[:] = torch.arange(row.kv_LCRKTD.numel()).view_as(row.kv_LCRKTD).float()
     tree = PrefixTree(1 << 20)
-    tree.insert((1, 2, 3, 4), row, 0, torch.ones(3))
-    tree.insert((1, 2, 9), row, 0, torch.zeros(3))
+    tree.insert((1, 2, 3, 4), partial(row.read, 0), torch.ones(3))
+    tree.insert((1, 2, 9), partial(row.read, 0), torch.zeros(3))
     whole = tree.match((1, 2, 3, 4))
     assert whole.length == 4 and whole.hidden_H.tolist() == [1, 1, 1]
     assert torch.equal(torch.cat([s.kv_LCKTD for s, _ in whole.segments], dim=3), row.read(0, 0, 4))

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training_cases import random_examples, tiny_llama, tiny_value_head
-from treepref.training.attention import NAME, block_attention, blocks_of, in_blocks, takes_blocks
+from treepref.models.policy import attention_by
+from treepref.training.attention import NAME, block_attention, blocks_of, takes_blocks
 from treepref.training.forward import PackedModel, evaluating
 from treepref.training.packing import Passage, attention_mask, collate, flatten
 
@@ -90,7 +91,7 @@ def test_a_packed_model_gives_the_same_in_blocks_and_with_the_mask() -> None:
 
 def test_a_model_is_left_as_it_was_where_a_step_fails() -> None:
     model = tiny_llama()
-    with pytest.raises(ZeroDivisionError), in_blocks(model):
+    with pytest.raises(ZeroDivisionError), attention_by(model, NAME):
         raise ZeroDivisionError
     assert model.config._attn_implementation == "sdpa"
 

@@ -20,7 +20,7 @@ class Job:
     completions: list[Completion | None]
     missing: int
     longest: int
-    """Most positions that a row of it may come to hold."""
+    """Most tokens of its own that a row of it may come to hold."""
     admitted: int = 0
     """Rows that it has been given so far."""
     prefix_value: float | None = None
@@ -49,7 +49,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Placement:
-    """Samples of one request that get their rows together, and what the cache holds of their prefix."""
+    """Samples of one request that get their rows together and share a slot; what the cache holds of their prefix."""
 
     job: Job
     first: int
@@ -73,7 +73,3 @@ class Row:
     logprobs: list[float] = field(default_factory=list)
     behaviour: list[float] = field(default_factory=list)
     finish: Finish | None = None
-
-    @property
-    def length(self) -> int:
-        return len(self.job.request.prefix) + len(self.tokens)

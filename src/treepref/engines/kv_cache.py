@@ -1,73 +1,45 @@
-"""Key-value memory of the torch engine: rows being decoded, and a radix tree of prefixes that others will continue.
+"""Key-value memory of the torch engine: what is being decoded, and a radix tree of prefixes that others will continue.
 
-Every token's keys and values are computed once. A finished step leaves its row as a segment of the radix tree; a later
-request that starts with the same tokens copies segments into its rows, which costs memory traffic and no arithmetic.
+Every token's keys and values are computed once and held once: samples of one prefix read it in one slot, and a row
+holds only its own tokens. A finished step leaves its keys and values as a segment of the radix tree; a later request
+that starts with the same tokens copies segments into its slot, which costs memory traffic and no arithmetic.
 Knows no request, no sampling and no search.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.cache_utils import Cache
 
 
-class RowCache(Cache):
-    """Keys and values of the rows in flight, as one tensor `kv_LCRKTD`.
+class Block:
+    """Keys and values of several token sequences, as one tensor `kv_LCRKTD` that grows.
 
-    Dimensions: layer, 2 (key, value), row, key-value head, position, head size. Handed to a transformers model as its
-    cache: `place` says which rows and positions the next forward fills and how far attention looks.
+    Dimensions: layer, 2 (key, value), sequence ("row"), key-value head, position, head size.
     """
 
     def __init__(self, n_layers: int, n_heads: int, head_size: int, dtype: torch.dtype, device: torch.device) -> None:
-        super().__init__(layers=[])
-        self.shape = (n_layers, n_heads, head_size)
         self.kv_LCRKTD = torch.empty(n_layers, 2, 0, n_heads, 0, head_size, dtype=dtype, device=device)
-        self._rows: slice = slice(0, 0)
-        self._index_RS: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._length = 0
 
     def reserve(self, rows: int, length: int) -> None:
         """Make room for `rows` rows of `length` positions; grows by half so that growth is rare."""
-        _, _, have_rows, _, have_length, _ = self.kv_LCRKTD.shape
+        n_layers, _, have_rows, n_heads, have_length, head_size = self.kv_LCRKTD.shape
         if rows <= have_rows and length <= have_length:
             return
-        rows = max(rows, have_rows) if rows <= have_rows else max(rows, have_rows * 3 // 2)
+        rows = have_rows if rows <= have_rows else max(rows, have_rows * 3 // 2)
         length = have_length if length <= have_length else max(length + 15, have_length * 3 // 2) // 16 * 16
-        n_layers, n_heads, head_size = self.shape
         old = self.kv_LCRKTD
         # Zeros, not empty: masked positions are multiplied by zero weights, and 0 · NaN would not be 0.
         self.kv_LCRKTD = old.new_zeros(n_layers, 2, rows, n_heads, length, head_size)
         self.kv_LCRKTD[:, :, :have_rows, :, :have_length] = old
 
-    def place(self, rows: slice, positions_RS: torch.Tensor, length: int) -> None:
-        """The next forward runs on `rows`, writes at `positions_RS`, and attends to the first `length` positions."""
-        row_R1 = torch.arange(rows.start, rows.stop, device=positions_RS.device)[:, None]
-        self._rows, self._index_RS, self._length = rows, (row_R1, positions_RS), length
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store keys and values [rows, heads, new positions, head size]; return all that attention may look at."""
-        assert self._index_RS is not None
-        row_R1, position_RS = self._index_RS
-        keys_RKTD, values_RKTD = self.kv_LCRKTD[layer_idx]
-        keys_RKTD[row_R1, :, position_RS] = key_states.transpose(1, 2)
-        values_RKTD[row_R1, :, position_RS] = value_states.transpose(1, 2)
-        return keys_RKTD[self._rows, :, : self._length], values_RKTD[self._rows, :, : self._length]
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self._length
-
     def move(self, source: int, target: int, length: int) -> None:
         self.kv_LCRKTD[:, :, target, :, :length] = self.kv_LCRKTD[:, :, source, :, :length]
-
-    def fan_out(self, source: int, targets: slice, length: int) -> None:
-        """Copy one row's first `length` positions to several."""
-        self.kv_LCRKTD[:, :, targets, :, :length] = self.kv_LCRKTD[:, :, source : source + 1, :, :length]
 
     def read(self, row: int, start: int, stop: int) -> torch.Tensor:
         """A copy of positions [start, stop) of a row: [layer, 2, head, position, head size]."""
@@ -75,6 +47,189 @@ class RowCache(Cache):
 
     def write(self, row: int, start: int, segment_LCKTD: torch.Tensor) -> None:
         self.kv_LCRKTD[:, :, row, :, start : start + segment_LCKTD.shape[3]] = segment_LCKTD
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Band:
+    """Neighbouring slots with about as many rows each, and prefixes of about the same length.
+
+    `rows_SN` lists the rows of each slot, padded with row 0. The band's i-th row stands in it at
+    [slot_R[i], place_R[i]].
+    """
+
+    slots: slice
+    rows_SN: torch.Tensor
+    slot_R: torch.Tensor
+    place_R: torch.Tensor
+    longest: int
+    """Tokens of the longest prefix."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sharing:
+    """Which rows read which slot in one decoding pass, for attention that reads a slot once for all of them."""
+
+    bands: list[Band]
+    order_R: torch.Tensor
+    """Where row r is when the rows of all bands are put one behind the other."""
+    prefixes: Block
+
+    def prefix(self, band: Band, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of a layer [slots, key-value heads, longest, head size]."""
+        kv_CSKPD = self.prefixes.kv_LCRKTD[layer, :, band.slots, :, : band.longest]
+        return kv_CSKPD[0], kv_CSKPD[1]
+
+    def in_row_order(self, of_bands: list[torch.Tensor]) -> torch.Tensor:
+        """Something of every band's rows as one tensor [rows, …]."""
+        return of_bands[0] if len(of_bands) == 1 else torch.cat(of_bands)[self.order_R]
+
+
+SPARE = 4096
+"""Pairs of a query and a position that a band may compute in vain: less than another band's calls cost."""
+
+
+def cut_bands(counts: Sequence[int], lengths: Sequence[int]) -> list[slice]:
+    """Cut slots with `counts` rows and prefixes of `lengths` into bands where padding is at most half of the work."""
+    cuts, needed, most, longest = [0], 0, 0, 0
+    for slot, (count, length) in enumerate(zip(counts, lengths, strict=True)):
+        needed, most, longest = needed + count * length, max(most, count), max(longest, length)
+        padding = (slot + 1 - cuts[-1]) * most * longest - needed
+        if padding > max(needed, SPARE):
+            cuts.append(slot)
+            needed, most, longest = count * length, count, length
+    return [slice(start, stop) for start, stop in zip(cuts, [*cuts[1:], len(counts)], strict=True)]
+
+
+def sharing(slots: Sequence[int], lengths: Sequence[int], prefixes: Block) -> Sharing:
+    """`slots`: each row's slot; `lengths`: of the prefix in each slot, none of which is without rows."""
+    device = prefixes.kv_LCRKTD.device
+    slot_R = np.array(slots)
+    by_slot_R = slot_R.argsort(kind="stable")
+    count_S = np.bincount(slot_R, minlength=len(lengths))
+    place_R = np.empty_like(slot_R)
+    place_R[by_slot_R] = np.arange(len(slot_R)) - np.repeat(count_S.cumsum() - count_S, count_S)
+    bands, rows = [], []
+    for cut in cut_bands(count_S.tolist(), lengths):
+        row_R = np.flatnonzero((slot_R >= cut.start) & (slot_R < cut.stop))
+        rows_SN = np.zeros((cut.stop - cut.start, count_S[cut].max()), dtype=np.int64)
+        rows_SN[slot_R[row_R] - cut.start, place_R[row_R]] = row_R
+        index = (torch.from_numpy(x).to(device) for x in (rows_SN, slot_R[row_R] - cut.start, place_R[row_R]))
+        bands.append(Band(cut, *index, max(lengths[cut])))
+        rows.append(row_R)
+    order_R = torch.from_numpy(np.concatenate(rows).argsort()).to(device)
+    return Sharing(bands, order_R, prefixes)
+
+
+class SlotCache(Cache):
+    """What a transformers model is handed as its cache: `prefixes`, one row a slot, and `own`, the rows' tokens.
+
+    `fill` and `decode` say what the next forward reads and writes.
+    """
+
+    def __init__(self, n_layers: int, n_heads: int, head_size: int, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__(layers=[])
+        self.prefixes = Block(n_layers, n_heads, head_size, dtype, device)
+        self.own = Block(n_layers, n_heads, head_size, dtype, device)
+        self.lengths: list[int] = []
+        """Of the prefix in each slot in use."""
+        self.slots: list[int] = []
+        """The slot of each row."""
+        self._look: Callable[[int, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None
+        self._length = 0
+
+    # --- what the next forward does
+
+    def fill(self, slots: slice, positions_RS: torch.Tensor, length: int, *, copy: bool = False) -> None:
+        """It runs on neighbouring slots, writes at `positions_RS` and attends to the first `length` positions.
+
+        `copy`: attention gets these as tensors of their own.
+        """
+        slot_R1 = torch.arange(slots.start, slots.stop, device=positions_RS.device)[:, None]
+
+        def look(layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            kv_CRKTD = self.prefixes.kv_LCRKTD[layer]
+            kv_CRKTD[0][slot_R1, :, positions_RS] = keys.transpose(1, 2)
+            kv_CRKTD[1][slot_R1, :, positions_RS] = values.transpose(1, 2)
+            seen_CRKTD = kv_CRKTD[:, slots, :, :length]
+            if copy:
+                return seen_CRKTD[0].clone(), seen_CRKTD[1].clone()
+            return seen_CRKTD[0], seen_CRKTD[1]
+
+        self._look, self._length = look, length
+
+    def decode(self, positions_R: torch.Tensor, longest: tuple[int, int], *, whole: bool) -> None:
+        """It runs on all rows and writes at their own positions `positions_R`.
+
+        `longest`: positions of a prefix, and of a row's own tokens, that it looks at. `whole`: attention gets both,
+        one behind the other; else the rows' own alone.
+        """
+        row_R = torch.arange(len(positions_R), device=positions_R.device)
+        slot_R = torch.tensor(self.slots, device=positions_R.device) if whole else None
+        n_prefix, n_own = longest
+
+        def look(layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            kv_CRKTD = self.own.kv_LCRKTD[layer]
+            kv_CRKTD[0][row_R, :, positions_R] = keys[:, :, 0]
+            kv_CRKTD[1][row_R, :, positions_R] = values[:, :, 0]
+            own_CRKTD = kv_CRKTD[:, : len(row_R), :, :n_own]
+            if slot_R is None:
+                return own_CRKTD[0], own_CRKTD[1]
+            prefix_CSKTD = self.prefixes.kv_LCRKTD[layer, :, :, :, :n_prefix]
+            keys, values = (torch.cat([prefix_CSKTD[i][slot_R], own_CRKTD[i]], dim=2) for i in (0, 1))
+            return keys, values
+
+        self._look, self._length = look, n_prefix + n_own
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store keys and values [rows, heads, new positions, head size]; return those that attention may look at."""
+        assert self._look is not None
+        return self._look(layer_idx, key_states, value_states)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self._length
+
+    # --- slots and rows
+
+    def sharing(self) -> Sharing:
+        """See `Sharing`: of the rows as they are now."""
+        return sharing(self.slots, self.lengths, self.prefixes)
+
+    def add(self, lengths: Sequence[int], rows: Sequence[int]) -> None:
+        """Take the next slots, which hold prefixes of `lengths` tokens, each for so many new rows."""
+        for length, n in zip(lengths, rows, strict=True):
+            self.slots += [len(self.lengths)] * n
+            self.lengths.append(length)
+
+    def read(self, row: int, start: int, stop: int) -> torch.Tensor:
+        """A copy of positions [start, stop) of a row's prefix and own tokens: [layer, 2, head, position, head size]."""
+        slot = self.slots[row]
+        length = self.lengths[slot]
+        if start >= length:
+            return self.own.read(row, start - length, stop - length)
+        prefix = self.prefixes.read(slot, start, min(stop, length))
+        return prefix if stop <= length else torch.cat([prefix, self.own.read(row, 0, stop - length)], dim=3)
+
+    def keep(self, rows: Sequence[int], own: Sequence[int]) -> None:
+        """Row i becomes what row `rows[i]` was (i itself, or a later one), with `own[i]` tokens of its own.
+
+        Slots that no row reads any more are free: the last ones move into them.
+        """
+        for target, (source, length) in enumerate(zip(rows, own, strict=True)):
+            if source != target:
+                self.own.move(source, target, length)
+        self.slots = [self.slots[row] for row in rows]
+        used = set(self.slots)
+        place = {slot: slot for slot in used}
+        movable = sorted(slot for slot in used if slot >= len(used))
+        for hole in sorted(set(range(len(used))) - used):
+            source = movable.pop()
+            self.prefixes.move(source, hole, self.lengths[source])
+            self.lengths[hole] = self.lengths[source]
+            place[source] = hole
+        del self.lengths[len(used) :]
+        self.slots = [place[slot] for slot in self.slots]
 
 
 @dataclass(slots=True, eq=False)
@@ -133,8 +288,10 @@ class PrefixTree:
         hidden = segment.hidden_H if length == len(prefix) else None
         return Match(tuple(found), length, hidden)
 
-    def insert(self, tokens: Sequence[int], row: RowCache, row_index: int, hidden_H: torch.Tensor | None) -> None:
-        """Store `tokens`, whose keys and values stand in a row; what is there already is kept as it is."""
+    def insert(
+        self, tokens: Sequence[int], read: Callable[[int, int], torch.Tensor], hidden_H: torch.Tensor | None
+    ) -> None:
+        """Store `tokens`; what is there already is kept as it is. `read(start, stop)` copies keys and values."""
         if not tokens:
             return
         self.clock += 1
@@ -147,7 +304,7 @@ class PrefixTree:
             length += same
             segment = child
         if length < len(tokens):
-            kv = row.read(row_index, length, len(tokens))
+            kv = read(length, len(tokens))
             new = Segment(tuple(tokens[length:]), kv, hidden_H, segment, self.clock)
             segment.children[new.tokens[0]] = new
             self.bytes += new.bytes

@@ -1,10 +1,11 @@
 """The embedded engine: continuous batching of samples in this process, on any decoder of transformers.
 
 Each round of the scheduler samples one token for every row in flight, runs the rows that go on through the model once,
-and fills free rows with waiting requests. Prefixes come from a radix tree of keys and values; a step's value and the
-first logits of whatever follows it come from the pass that closes the step. A choice put to the policy after a sample
-runs as a row that passes by: its answer is read off one pass over what the cache lacks of it. Tools and given
-continuations take the place of the sampler row by row (`guide.py`). Knows no tree search and no problem.
+and fills free rows with waiting requests. Prefixes come from a radix tree of keys and values into slots that their
+samples share; a step's value and the first logits of whatever follows it come from the pass that closes the step. A
+choice put to the policy after a sample passes through a slot: its answer is read off what the cache lacks of it.
+Tools and given continuations take the place of the sampler row by row (`guide.py`). Knows no tree search and no
+problem.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
 
+from treepref.engines.attention import can_share, decode, fill, slot_cache
 from treepref.engines.base import generate
 from treepref.engines.guide import Guide, score_guide
 from treepref.engines.jobs import Job, Placement, Question, Row
 from treepref.engines.kernels import Precision, pack
-from treepref.engines.kv_cache import Match, PrefixTree, RowCache
+from treepref.engines.kv_cache import Match, PrefixTree
 from treepref.engines.sampling import sample, uniforms
 from treepref.errors import ModelError
 from treepref.models.policy import Policy
@@ -72,7 +75,7 @@ class TorchEngine:
         self._tools: dict[str, Tool] = dict(tools or {})
         self._vocabulary = policy.model.get_output_embeddings().weight.shape[0]
         self._prefixes = PrefixTree(cache_mb << 20)
-        self._cache = _row_cache(policy)
+        self._cache = slot_cache(policy)
         self._hidden_RH = torch.zeros(0, policy.hidden_size, dtype=policy.dtype, device=policy.device)
         self._step_ends: dict[str, StepEnd] = {}
 
@@ -93,7 +96,7 @@ class TorchEngine:
                 self._tools[request.tool] = load_tool(request.tool, self.policy.tokenizer)
             count = request.n + len(request.given)
             limit = min(request.max_tokens, room)
-            longest = len(request.prefix) + max([limit, *(min(len(given), room) for given in request.given)])
+            longest = max([limit, *(min(len(given), room) for given in request.given)])
             self._waiting.append(Job(request, limit, self.policy_version, [None] * count, count, longest))
 
     def poll(self) -> list[Result]:
@@ -190,63 +193,65 @@ class TorchEngine:
             self._place(batch)
 
     def _place(self, batch: list[Placement]) -> None:
-        """Give each sample a row that holds its prefix, and the hidden state of the prefix's last token.
-
-        At first one row a request, side by side, those with something to compute in front: one pass serves them all.
-        """
-        start = len(self._rows)
-        stop = start + sum(p.rows for p in batch)
-        self._reserve(stop, max(p.job.longest for p in batch))
+        """Fill a slot for each request, those with something to compute in front: one pass serves them all."""
+        start = len(self._cache.lengths)
         batch.sort(key=lambda p: p.held == len(p.job.request.prefix))
-        for row, placement in enumerate(batch, start=start):
-            self._load(row, placement.match, placement.held)
+        self._cache.prefixes.reserve(start + len(batch), max(len(p.job.request.prefix) for p in batch))
+        for slot, placement in enumerate(batch, start=start):
+            self._load(slot, placement.match, placement.held)
             request = placement.job.request
             computed = len(request.prefix) - placement.held
             cached = len(request.prefix) * placement.rows - computed
             self._count(computed, cached, scored=request.n == 0)
-        work = [p for p in batch if p.held < len(p.job.request.prefix)]
-        self._prefill(start, [p.job.request.prefix for p in work], [p.held for p in work])
-        for row, placement in enumerate(work, start=start):  # kept for others
-            self._prefixes.insert(placement.job.request.prefix, self._cache, row, self._hidden_RH[row].clone())
-        self._spread(start, stop, batch)
+        hidden_PH = self._prefill(start, [(p.job.request.prefix, p.match, p.held) for p in batch])
+        for slot, placement in enumerate(batch, start=start):
+            prefix = placement.job.request.prefix
+            if placement.held < len(prefix):  # kept for others
+                kept_H = hidden_PH[slot - start].clone()
+                self._prefixes.insert(prefix, partial(self._cache.prefixes.read, slot), kept_H)
+        self._begin(batch, hidden_PH)
 
-    def _prefill(self, start: int, prefixes: Sequence[tuple[int, ...]], held: Sequence[int]) -> None:
-        """Run all but the first `held` tokens of each prefix, in the rows from `start` on."""
-        while any(h < len(p) for p, h in zip(prefixes, held, strict=True)):
-            steps = 1 if self.deterministic else max(len(p) - h for p, h in zip(prefixes, held, strict=True))
-            ids_RS = np.zeros((len(prefixes), steps), dtype=np.int64)
-            position_RS = np.zeros((len(prefixes), steps), dtype=np.int64)
-            for i, (prefix, h) in enumerate(zip(prefixes, held, strict=True)):
-                part = prefix[h : h + steps]
+    def _prefill(self, start: int, batch: Sequence[tuple[tuple[int, ...], Match, int]]) -> torch.Tensor:
+        """Run all but the first `held` tokens of each text, in the slots from `start` on; those with none come last.
+
+        Returns the hidden state of each text's last token [texts, H].
+        """
+        known = [match.hidden_H for _, match, _ in batch if match.hidden_H is not None]
+        texts = [text for text, match, _ in batch if match.hidden_H is None]
+        held = [h for _, match, h in batch if match.hidden_H is None]
+        hidden_WH = self._hidden_RH[:0]
+        while any(h < len(text) for text, h in zip(texts, held, strict=True)):
+            steps = 1 if self.deterministic else max(len(text) - h for text, h in zip(texts, held, strict=True))
+            ids_RS = np.zeros((len(texts), steps), dtype=np.int64)
+            position_RS = np.zeros((len(texts), steps), dtype=np.int64)
+            for i, (text, h) in enumerate(zip(texts, held, strict=True)):
+                part = text[h : h + steps]
                 ids_RS[i, : len(part)] = part
                 # Padding repeats the last place with the last token: it writes there what stands there.
                 ids_RS[i, len(part) :] = part[-1]
-                position_RS[i] = np.minimum(np.arange(h, h + steps), len(prefix) - 1)
-            rows = slice(start, start + len(prefixes))
-            hidden_RSH = self._run(rows, ids_RS, position_RS, int(position_RS.max()) + 1)
-            self._hidden_RH[rows] = hidden_RSH[:, -1]
-            held = [min(h + steps, len(p)) for p, h in zip(prefixes, held, strict=True)]
+                position_RS[i] = np.minimum(np.arange(h, h + steps), len(text) - 1)
+            slots = slice(start, start + len(texts))
+            hidden_WH = fill(self.policy, self._cache, slots, ids_RS, position_RS, copy=self.deterministic)[:, -1]
+            held = [min(h + steps, len(text)) for text, h in zip(texts, held, strict=True)]
+        return torch.cat([hidden_WH, *(hidden_H[None] for hidden_H in known)])
 
-    def _spread(self, start: int, stop: int, batch: list[Placement]) -> None:
-        """Give the prefix in each request's first row to the rows of its other samples."""
-        values = self._values(self._hidden_RH[start : start + len(batch)])
-        rows: list[Row] = []
-        target = stop
-        # From the last request down: its rows lie highest, so no source is overwritten before it is read.
-        for source in range(len(batch) - 1, -1, -1):
-            placement, request = batch[source], batch[source].job.request
-            target -= placement.rows
-            if target + placement.rows > start + source + 1:
-                self._cache.fan_out(start + source, slice(target, target + placement.rows), len(request.prefix))
-                self._hidden_RH[target : target + placement.rows] = self._hidden_RH[start + source].clone()
+    def _begin(self, batch: list[Placement], hidden_PH: torch.Tensor) -> None:
+        """Give each sample of the placements, whose prefixes stand in the next slots, a row."""
+        values = self._values(hidden_PH)
+        start, counts = len(self._rows), [p.rows for p in batch]
+        for placement, value in zip(batch, values, strict=True):
+            job, request = placement.job, placement.job.request
             if request.want_value:
-                placement.job.prefix_value = values[source]
+                job.prefix_value = value
             step_end = self._step_end(request.delimiter)
-            rows[:0] = [self._row(placement.job, placement.first + i, step_end) for i in range(placement.rows)]
-        self._rows += rows
-        for row in rows:
-            if not row.job.completions:
-                self._done.append(Result(row.job.request.id, (), row.job.prefix_value))
+            self._rows += [self._row(job, placement.first + i, step_end) for i in range(placement.rows)]
+            if not job.completions:
+                self._done.append(Result(request.id, (), job.prefix_value))
+        self._reserve(len(self._rows), max(p.job.longest for p in batch))
+        self._cache.add([len(p.job.request.prefix) for p in batch], counts)
+        self._hidden_RH[start : len(self._rows)] = hidden_PH.repeat_interleave(
+            torch.tensor(counts, device=hidden_PH.device), dim=0
+        )
         self._compact(keep=[bool(row.job.completions) for row in self._rows])
 
     def _row(self, job: Job, sample: int, step_end: StepEnd | None) -> Row:
@@ -262,28 +267,27 @@ class TorchEngine:
         return Row(job, sample, 0, step_end, score_guide(request.given[sample - request.n], room, self._eos, tool))
 
     def _answer(self) -> None:
-        """Put waiting questions to the policy, in rows behind those in flight that are free again at once."""
-        start, free = len(self._rows), max(1, self.max_rows - len(self._rows))
+        """Put waiting questions to the policy, in slots behind those in use that are free again at once."""
+        start, free = len(self._cache.lengths), max(1, self.max_rows - len(self._rows))
         batch: list[tuple[Question, Match, int]] = []
         tokens = 0
         while self._questions and len(batch) < free and tokens < PREFILL_TOKENS:
             question = self._questions.popleft()
             batch.append((question, *self._look_up(question.ids)))
             tokens += len(question.ids) - batch[-1][2]
-        self._reserve(start + len(batch), max(len(q.ids) for q, _, _ in batch))
         batch.sort(key=lambda item: item[2] == len(item[0].ids))
-        for row, (question, match, held) in enumerate(batch, start=start):
-            self._load(row, match, held)
+        self._cache.prefixes.reserve(start + len(batch), max(len(q.ids) for q, _, _ in batch))
+        for slot, (question, match, held) in enumerate(batch, start=start):
+            self._load(slot, match, held)
             self._count(len(question.ids) - held, held, scored=True)
-        work = [(q, held) for q, _, held in batch if held < len(q.ids)]
-        self._prefill(start, [q.ids for q, _ in work], [held for _, held in work])
-        probs_QV = self.policy.head(self._hidden_RH[start : start + len(batch)]).float().softmax(-1)
+        hidden_QH = self._prefill(start, [(q.ids, match, held) for q, match, held in batch])
+        probs_QV = self.policy.head(hidden_QH).float().softmax(-1)
         for row, (question, match, _) in enumerate(batch):
             options = [torch.tensor(sorted(set(o)), dtype=torch.long) for o in question.choice.options]
             masses = (float(probs_QV[row, ids.to(probs_QV.device)].double().sum()) for ids in options)
             question.answer = tuple(min(1.0, mass) for mass in masses)
             if match.length < len(question.state):  # the state is kept; the suffix is not: it would push prefixes out
-                self._prefixes.insert(question.state, self._cache, start + row, hidden_H=None)
+                self._prefixes.insert(question.state, partial(self._cache.prefixes.read, start + row), hidden_H=None)
             if question.job is not None:
                 for sample in question.samples:
                     self._complete(question.job, sample, question.answer)
@@ -372,10 +376,8 @@ class TorchEngine:
         rows = self._rows
         if not rows:
             return
-        ids_B1 = np.array([[row.tokens[-1]] for row in rows], dtype=np.int64)
-        position_B1 = np.array([[row.length - 1] for row in rows], dtype=np.int64)
-        hidden_B1H = self._run(slice(0, len(rows)), ids_B1, position_B1, int(position_B1.max()) + 1)
-        self._hidden_RH[: len(rows)] = hidden_B1H[:, 0]
+        newest = [row.tokens[-1] for row in rows], [len(row.tokens) - 1 for row in rows]
+        self._hidden_RH[: len(rows)] = decode(self.policy, self._cache, *newest, shared=self._shares)
         self.cost.flops += self.policy.flops_per_token * len(rows)
         closing = [i for i, row in enumerate(rows) if row.finish is not None]
         if not closing:
@@ -405,7 +407,7 @@ class TorchEngine:
     def _keep_state(self, index: int, tokens: Sequence[int], hidden_H: torch.Tensor | None) -> None:
         """Keep a row's prefix and `tokens` for those who continue them."""
         state = self._rows[index].job.request.prefix + tuple(tokens)
-        self._prefixes.insert(state, self._cache, index, hidden_H)
+        self._prefixes.insert(state, partial(self._cache.read, index), hidden_H)
 
     def _retire(self, row: Row, value: float | None) -> None:
         """Turn a finished row into a completion; where a choice follows, its request waits for the answer."""
@@ -480,15 +482,13 @@ class TorchEngine:
         match = self._prefixes.match(prefix)
         return match, match.length if match.hidden_H is not None else min(match.length, len(prefix) - 1)
 
-    def _load(self, row: int, match: Match, held: int) -> None:
-        """Copy the first `held` tokens of a match into a row."""
+    def _load(self, slot: int, match: Match, held: int) -> None:
+        """Copy the first `held` tokens of a match into a slot."""
         at = 0
         for segment, length in match.segments:
             length = min(length, held - at)
-            self._cache.write(row, at, segment.kv_LCKTD[..., :length, :])
+            self._cache.prefixes.write(slot, at, segment.kv_LCKTD[..., :length, :])
             at += length
-        if match.hidden_H is not None:
-            self._hidden_RH[row] = match.hidden_H
 
     def _count(self, computed: int, cached: int, *, scored: bool) -> None:
         if scored:
@@ -502,30 +502,21 @@ class TorchEngine:
         """Close the gaps that retired rows leave: the last rows move into them."""
         rows = self._rows
         kept = sum(keep)
+        if kept == len(rows):
+            return
+        order = list(range(kept))
         movable = [i for i in range(kept, len(rows)) if keep[i]]
         for hole in (i for i in range(kept) if not keep[i]):
-            source = movable.pop()
+            source = order[hole] = movable.pop()
             rows[hole] = rows[source]
-            self._cache.move(source, hole, rows[hole].length)
             self._hidden_RH[hole] = self._hidden_RH[source]
         del rows[kept:]
+        self._cache.keep(order, [len(row.tokens) for row in rows])
 
-    def _run(self, rows: slice, ids_RS: np.ndarray, position_RS: np.ndarray, longest: int) -> torch.Tensor:
-        """One pass of the transformer body over neighbouring rows; returns post-norm hidden states [R, S, H]."""
-        device = self.policy.device
-        position = torch.from_numpy(position_RS).to(device)
-        self._cache.place(rows, position, longest)
-        # A token sees the positions up to its own: what lies behind in the row is another sample's leaving. Additive,
-        # for a boolean mask would be turned into this one in every layer.
-        unseen_R1SL = (torch.arange(longest, device=device) > position[:, :, None])[:, None]
-        mask_R1SL = torch.zeros(unseen_R1SL.shape, dtype=self.policy.dtype, device=device)
-        mask_R1SL.masked_fill_(unseen_R1SL, -torch.inf)
-        return self.policy.body(
-            torch.from_numpy(ids_RS).to(device),
-            position_ids=position.clamp(max=self.max_context - 1),
-            attention_mask=mask_R1SL,
-            past_key_values=self._cache,
-        )
+    @cached_property
+    def _shares(self) -> bool:
+        """Whether siblings read their prefix together. Row by row the numbers do not depend on who else is there."""
+        return not self.deterministic and can_share(self.policy)
 
     def _values(self, hidden_BH: torch.Tensor) -> list[float | None]:
         if not self.has_values:
@@ -543,17 +534,9 @@ class TorchEngine:
         return self._step_ends[delimiter]
 
     def _reserve(self, rows: int, length: int) -> None:
-        """Make room for `rows` rows of `length` positions."""
-        self._cache.reserve(rows, length)
+        """Make room for `rows` rows of `length` own tokens."""
+        self._cache.own.reserve(rows, length)
         if rows > len(self._hidden_RH):
             grown = self._hidden_RH.new_zeros(max(rows, 2 * len(self._hidden_RH)), self.policy.hidden_size)
             grown[: len(self._hidden_RH)] = self._hidden_RH
             self._hidden_RH = grown
-
-
-def _row_cache(policy: Policy) -> RowCache:
-    config = policy.model.config.get_text_config()
-    heads = config.num_attention_heads
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    return RowCache(config.num_hidden_layers, kv_heads, head_size, policy.dtype, policy.device)

@@ -371,3 +371,15 @@ def adapter_off(policy: Policy) -> Iterator[None]:
     """The model without its LoRA adapters inside the block: the reference of a LoRA run. Nothing where it has none."""
     with adapters.adapters_off(policy.model):
         yield
+
+
+@contextmanager
+def attention_by(model: nn.Module, name: str) -> Iterator[None]:
+    """Inside, attention is the function that transformers knows by `name`; outside, what it was."""
+    config = model.get_decoder().config
+    before = config._attn_implementation
+    config._attn_implementation = name
+    try:
+        yield
+    finally:
+        config._attn_implementation = before

@@ -8,8 +8,6 @@ nothing. What comes out is what the mask over the whole row gives, to rounding. 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,15 +138,3 @@ def takes_blocks(model: nn.Module) -> bool:
         and any(p.kind is inspect.Parameter.VAR_KEYWORD for p in named)
         and next(model.parameters()).device.type == "cpu"
     )
-
-
-@contextmanager
-def in_blocks(model: nn.Module) -> Iterator[None]:
-    """Inside, the model's attention is `block_attention`: for the forward and for what a backward computes again."""
-    config = model.get_decoder().config
-    before = config._attn_implementation
-    config._attn_implementation = NAME
-    try:
-        yield
-    finally:
-        config._attn_implementation = before

@@ -19,8 +19,9 @@ from torch.utils.checkpoint import checkpoint
 
 from treepref.errors import ModelError
 from treepref.models.lora import adapters_off
+from treepref.models.policy import attention_by
 from treepref.objectives import LossBatch
-from treepref.training.attention import NAME, blocks_of, in_blocks, takes_blocks
+from treepref.training.attention import NAME, blocks_of, takes_blocks
 from treepref.training.examples import Example, NodeLogprobs, Scorer
 from treepref.training.packing import (
     EMPTY,
@@ -80,8 +81,11 @@ class PackedModel(nn.Module):
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Evaluation mode, and attention in blocks where it can be: around a step's forwards and backwards."""
-        with evaluating(self), in_blocks(self.model) if self.blocks else nullcontext():
+        """Evaluation mode, and attention in blocks where it can be: around a step's forwards and backwards.
+
+        Around backwards too, for activations that are recomputed run the attention again.
+        """
+        with evaluating(self), attention_by(self.model, NAME) if self.blocks else nullcontext():
             yield
 
     def passes(self, lengths: Sequence[int], row_tokens: int, rows_per_pass: int) -> list[list[list[int]]]:
