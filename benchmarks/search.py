@@ -304,6 +304,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     setting = Setting(3, 2, 6) if quick else Setting(5, 8, 48)
     policy = load_policy(options.model, device="cpu")
+    policy.model.generation_config.eos_token_id = None  # `generate` takes it from here where its own config has none
     prompts = prompts_of(policy.tokenizer, options.questions or (2 if quick else 16))
     engine = fixed_engine(policy, setting, rows=len(prompts) * setting.children)
     print(f"questions: {source()}; {setting}", flush=True)
