@@ -60,11 +60,13 @@ class Panel:
             self.parts.append(f'<circle cx="{x:.1f}" cy="{self.y(entry["accuracy"]):.1f}" r="3.6" fill="{colour}"/>')
 
     def names(self, ends: list[tuple[float, Entry, str, str]]) -> None:
-        """A name behind the last point of each line, moved apart where they would touch."""
-        taken = -math.inf
+        """A name behind the last point of each line, moved apart where neighbours would touch."""
+        placed: list[tuple[float, float]] = []
         for x, entry, name, colour in sorted(ends, key=lambda end: self.y(end[1]["accuracy"])):
-            taken = max(self.y(entry["accuracy"]) + 4, taken + 15)
-            self.parts.append(f'<text class="end" x="{x + 12:.1f}" y="{taken:.1f}" style="fill:{colour}">{name}</text>')
+            above = [y for other, y in placed if abs(other - x) < 90]
+            y = max([self.y(entry["accuracy"]) + 4, *(y + 15 for y in above)])
+            placed.append((x, y))
+            self.parts.append(f'<text class="end" x="{x + 12:.1f}" y="{y:.1f}" style="fill:{colour}">{name}</text>')
 
 
 def picture(results: dict[str, Any]) -> str:

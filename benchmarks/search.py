@@ -299,6 +299,7 @@ def main() -> None:
     options_parser.add_argument("--model", default="builtin:tiny-base", help="folder or hub id")
     options_parser.add_argument("--questions", type=int, default=None, help="trees at once (default 16)")
     options_parser.add_argument("--threads", type=int, default=2)
+    options_parser.add_argument("--warmup", type=int, default=1, help="turns that do not count (0: the checks warm up)")
     options = options_parser.parse_args()
     quick = options.quick
     torch.set_num_threads(options.threads)
@@ -334,7 +335,7 @@ def main() -> None:
         {name: run for name, (run, _) in sides.items()},
         lambda: grow(engine, prompts, setting),
         runs=runs_of(options),
-        warmup=0 if quick else 1,
+        warmup=0 if quick else options.warmup,
     )
     rows = [side_row(name, comparison, sides[name][1], ours_tokens) for name, comparison in found.items()]
     for name, why in skipped.items():
