@@ -22,7 +22,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "search": ("Mcts", "StepBeam", "Sampling"),
     "store": ("Store",),
     "driver": ("Job", "drive"),
-    "preferences": ("sibling_pairs", "solution_pairs", "correct_paths", "value_targets", "best_outcomes"),
+    "preferences": ("sibling_pairs", "solution_pairs", "correct_paths", "value_targets"),
     "training.examples": ("example_from_tree", "example_from_solution", "attach_reference"),
     "training.forward": ("model_scorer",),
     "training.learner": ("Learner", "LearnerSettings"),
