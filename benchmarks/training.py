@@ -383,7 +383,6 @@ def main() -> None:
     made.add_argument("--threads", type=int, default=None)
     made.add_argument("--against", nargs="*", choices=["unpacked", "trl"], default=["unpacked", "trl"])
     made.add_argument("--shapes", nargs="*", choices=["depth", "siblings"], default=["depth", "siblings"])
-    made.add_argument("--no-sweep", action="store_true")
     made.add_argument("--check-only", action="store_true", help="compare gradients and time nothing")
     made.add_argument("--pairs", type=int, default=None, help="at most so many pairs a tree (default: all)")
     options = made.parse_args()
@@ -417,7 +416,7 @@ def main() -> None:
             rows += compare("all visited siblings", policy, [one], all_of_one, options.against, trl, runs)
     if not rows:
         return
-    cells = [] if options.no_sweep else sweep(options.quick, 1 if options.quick else 3)
+    cells = sweep(options.quick, 1 if options.quick else 3)
     finish(
         "training", ratio=rows[0]["ratio"], spread=rows[0]["spread"], ideal=rows[0]["ideal"], quick=options.quick,
         packages=("transformers", "trl"), threads=torch.get_num_threads(), rows=rows, sweep=cells,
