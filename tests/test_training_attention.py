@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from training_cases import random_examples, tiny_llama, tiny_value_head
 from treepref.models.policy import attention_by
-from treepref.training.attention import NAME, block_attention, blocks_of, takes_blocks
+from treepref.training.attention import NAME, block_attention, blocks_of, kinds_of, tiles
 from treepref.training.forward import PackedModel, evaluating
 from treepref.training.packing import Passage, attention_mask, collate, flatten
 
@@ -78,7 +80,7 @@ def test_attention_and_its_gradients_are_those_of_the_mask(heads: tuple[int, int
 def test_a_packed_model_gives_the_same_in_blocks_and_with_the_mask() -> None:
     model, passage = tiny_llama(), passage_of(5, 3)
     packed = PackedModel(model, tiny_value_head())
-    assert packed.blocks
+    assert packed.attention == "blocks"
     with packed.running():
         assert model.config._attn_implementation == NAME
         logp_T, value_S = packed(passage)
@@ -99,8 +101,33 @@ def test_a_model_is_left_as_it_was_where_a_step_fails() -> None:
 def test_models_that_choose_their_attention_themselves_keep_the_mask() -> None:
     model = tiny_llama()
     model.config._attn_implementation = "eager"
-    assert not takes_blocks(model) and not PackedModel(model).blocks
+    assert kinds_of(model) == ["mask"] and PackedModel(model).attention == "mask"
     model.config._attn_implementation = "sdpa"
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(type(model.get_decoder()), "_supports_attention_backend", False)
-        assert not takes_blocks(model)
+        assert kinds_of(model) == ["mask"]
+
+
+@given(seed=st.integers(0, 10**6), count=st.integers(1, 3))
+@settings(max_examples=20, deadline=None)
+def test_tiles_let_see_what_the_mask_lets_see(seed: int, count: int) -> None:
+    ends_RL = passage_of(seed, count).ends_RL
+    block = tiles(ends_RL)
+    length = ends_RL.shape[1]
+    place_L = torch.arange(length)
+    seen = block.mask_mod(torch.tensor(0), torch.tensor(0), place_L[:, None], place_L[None, :])
+    assert torch.equal(seen, attention_mask(ends_RL, torch.float64)[0, 0] == 0)
+
+
+def test_a_packed_model_scores_the_same_with_flex_attention() -> None:
+    """FlexAttention has no backward on a CPU; its forward runs there, uncompiled."""
+    model, passage = tiny_llama(), passage_of(5, 3)
+    packed = PackedModel(model, tiny_value_head())
+    results = {}
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns that uncompiled it is slow
+        for packed.attention in ("mask", "flex"):
+            with packed.running():
+                results[packed.attention] = packed(passage)
+    for masked, flexed in zip(results["mask"], results["flex"], strict=True):
+        torch.testing.assert_close(flexed, masked, rtol=1e-5, atol=1e-5)

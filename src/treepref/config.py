@@ -193,6 +193,8 @@ class TrainConfig(Section):
     """Trees an optimizer step."""
     row_tokens: int = Field(2048, ge=16)
     """Length of a packed row."""
+    attention: Literal["auto", "mask", "blocks", "flex"] = "auto"
+    """How packed rows are attended to; auto: what the model takes and is fastest (measured on a GPU)."""
     warmup_ratio: float = Field(0.03, ge=0, le=1)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     clip: float = Field(1.0, gt=0)

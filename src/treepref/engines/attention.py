@@ -55,23 +55,20 @@ def shared_attention(
     query_RKGD = (query * (size**-0.5 if scaling is None else scaling)).view(n_rows, n_kv, n_heads // n_kv, size)
     score_RKGT = query_RKGD @ key.transpose(-1, -2)
     weights, outs = [], []
-    head_K = torch.arange(n_kv, device=query.device)
     for band in shared.bands:
         # M: all queries to one key-value head of a slot, those of its N rows and the G heads that share it.
         key_SKPD, value_SKPD = shared.prefix(band, module.layer_idx)
-        gather = band.rows_SN[:, None, :], head_K[None, :, None]
-        query_SKMD = query_RKGD[gather].flatten(2, 3)
-        own_SKMT = score_RKGT[gather].flatten(2, 3)
+        query_SKMD = band.by_slot(query_RKGD).transpose(1, 2).flatten(2, 3)
+        own_SKMT = band.by_slot(score_RKGT).transpose(1, 2).flatten(2, 3)
         score_SKML = torch.cat([own_SKMT, query_SKMD @ key_SKPD.transpose(-1, -2)], dim=-1)
-        mask_SNL = attention_mask[:, 0, 0, : score_SKML.shape[-1]][band.rows_SN]
+        mask_SNL = band.by_slot(attention_mask[:, 0, 0, : score_SKML.shape[-1]])
         score_SKNGL = score_SKML.unflatten(2, (mask_SNL.shape[1], -1))
         weight_SKNGL = score_SKNGL.add_(mask_SNL[:, None, :, None]).softmax(-1, dtype=torch.float32).to(value.dtype)
         out_SKMD = weight_SKNGL[..., n_own:].flatten(2, 3) @ value_SKPD
-        scatter = band.slot_R[:, None], head_K, band.place_R[:, None]
-        weights.append(weight_SKNGL[..., :n_own][scatter])
-        outs.append(out_SKMD.unflatten(2, (mask_SNL.shape[1], -1))[scatter])
+        weights.append(band.by_row(weight_SKNGL[..., :n_own].transpose(1, 2)))
+        outs.append(band.by_row(out_SKMD.unflatten(2, (mask_SNL.shape[1], -1)).transpose(1, 2)))
     out_RKGD = shared.in_row_order(outs) + shared.in_row_order(weights) @ value
-    return out_RKGD.view(n_rows, 1, n_heads, size), None
+    return out_RKGD.reshape(n_rows, 1, n_heads, size), None
 
 
 AttentionInterface.register(SHARED, shared_attention)

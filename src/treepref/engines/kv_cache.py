@@ -63,6 +63,18 @@ class Band:
     place_R: torch.Tensor
     longest: int
     """Tokens of the longest prefix."""
+    even: slice | None
+    """The band's rows where they are neighbours, in the order of their slots and as many in each: no look-up needed."""
+
+    def by_slot(self, of_rows_RX: torch.Tensor) -> torch.Tensor:
+        """[all rows, …] → [slots, most rows of a slot, …]."""
+        if self.even is None:
+            return of_rows_RX[self.rows_SN]
+        return of_rows_RX[self.even].unflatten(0, self.rows_SN.shape)
+
+    def by_row(self, of_slots_SNX: torch.Tensor) -> torch.Tensor:
+        """[slots, most rows of a slot, …] → [the band's rows, …]."""
+        return of_slots_SNX.flatten(0, 1) if self.even else of_slots_SNX[self.slot_R, self.place_R]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,8 +125,10 @@ def sharing(slots: Sequence[int], lengths: Sequence[int], prefixes: Block) -> Sh
         row_R = np.flatnonzero((slot_R >= cut.start) & (slot_R < cut.stop))
         rows_SN = np.zeros((cut.stop - cut.start, count_S[cut].max()), dtype=np.int64)
         rows_SN[slot_R[row_R] - cut.start, place_R[row_R]] = row_R
+        start, stop = int(row_R[0]), int(row_R[0]) + rows_SN.size
+        even = np.array_equal(rows_SN.ravel(), np.arange(start, stop))
         index = (torch.from_numpy(x).to(device) for x in (rows_SN, slot_R[row_R] - cut.start, place_R[row_R]))
-        bands.append(Band(cut, *index, max(lengths[cut])))
+        bands.append(Band(cut, *index, max(lengths[cut]), slice(start, stop) if even else None))
         rows.append(row_R)
     order_R = torch.from_numpy(np.concatenate(rows).argsort()).to(device)
     return Sharing(bands, order_R, prefixes)

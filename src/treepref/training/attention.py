@@ -1,25 +1,28 @@
-"""Attention over packed trees block by block: queries meet the keys that some of them see, and no others.
+"""Attention over packed trees: with a mask over whole rows, in blocks of our own, or with torch's FlexAttention.
 
-A row's mask is nearly empty: a step sees its ancestors, its row holds many steps that are not. Here the steps below one
-parent are a block. Its queries meet the parent's path, gathered once, and one another; the rest of the row costs
-nothing. What comes out is what the mask over the whole row gives, to rounding. Knows places and arrays, no example.
+A row's mask is nearly empty: a step sees its ancestors, its row holds many steps that are not. In blocks, the steps
+below one parent go together: their queries meet the parent's path, gathered once, and one another; the rest of the row
+costs nothing. FlexAttention leaves out tiles of the row in which nothing is seen. What comes out is what the mask gives,
+to rounding. Knows places and arrays, no example.
 """
 
 from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 NAME = "treepref_blocks"
-"""What the attention is called in a model's config while it is in use."""
+"""What attention in blocks is called in a model's config while it is in use."""
+Kind = Literal["mask", "blocks", "flex"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,16 +128,33 @@ def block_attention(
 AttentionInterface.register(NAME, block_attention)
 
 
-def takes_blocks(model: nn.Module) -> bool:
-    """Whether the model asks transformers for its attention and hands on what it does not know, on a CPU.
+def kinds_of(model: nn.Module) -> list[Kind]:
+    """The kinds that may serve this model where it is, the one to take without measuring first.
 
-    On a CPU a masked key costs what a seen one does. Other devices keep the mask: blocks were not measured there.
+    On a CPU there is one: a masked key costs there what a seen one does, so blocks win wherever a model takes them
+    (it asks transformers for its attention, and hands on what it does not know).
     """
     decoder = model.get_decoder()
+    device = next(model.parameters()).device.type
+    asks = getattr(decoder.config, "_attn_implementation", None) == "sdpa"
     named = inspect.signature(decoder.forward).parameters.values()
-    return (
-        getattr(decoder.config, "_attn_implementation", None) in ("sdpa", NAME)
-        and getattr(decoder, "_supports_attention_backend", False)
-        and any(p.kind is inspect.Parameter.VAR_KEYWORD for p in named)
-        and next(model.parameters()).device.type == "cpu"
-    )
+    hands_on = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in named)
+    blocks = asks and hands_on and getattr(decoder, "_supports_attention_backend", False)
+    if device == "cpu":
+        return ["blocks"] if blocks else ["mask"]
+    kinds: list[Kind] = ["mask"]
+    if blocks:
+        kinds.append("blocks")
+    if asks and device == "cuda" and getattr(decoder, "_supports_flex_attn", False):
+        kinds.append("flex")
+    return kinds
+
+
+def tiles(ends_RL: Tensor) -> BlockMask:
+    """What FlexAttention takes for the mask of `packing.attention_mask`: the tiles in which something is seen."""
+
+    def sees(row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) & (query < ends_RL[row, key])
+
+    n_rows, length = ends_RL.shape
+    return create_block_mask(sees, n_rows, None, length, length, device=ends_RL.device)

@@ -21,7 +21,7 @@ from treepref.errors import ModelError
 from treepref.models.lora import adapters_off
 from treepref.models.policy import attention_by
 from treepref.objectives import LossBatch
-from treepref.training.attention import NAME, blocks_of, takes_blocks
+from treepref.training.attention import NAME, Kind, blocks_of, kinds_of, tiles
 from treepref.training.examples import Example, NodeLogprobs, Scorer
 from treepref.training.packing import (
     EMPTY,
@@ -37,6 +37,9 @@ from treepref.training.packing import (
     passes,
     renumbered,
 )
+
+_NAMES: dict[Kind, str | None] = {"mask": None, "blocks": NAME, "flex": "flex_attention"}
+"""What transformers calls each kind of attention; None leaves a model's own, which is given the mask."""
 
 
 @contextmanager
@@ -57,8 +60,8 @@ class PackedModel(nn.Module):
     One module, so that a wrapper that must own the forward (FSDP) can be put around it. `chunk_tokens` bounds the
     memory of the LM head: that many positions' logits at once, recomputed in the backward pass.
 
-    Where the model takes it (`attention.takes_blocks`), attention runs in blocks inside `running`, over passages of one
-    row; else, and elsewhere, over whole rows with a mask.
+    Inside `running`, attention is of the kind `attention` (`attention.kinds_of`; may be set, between forwards); outside
+    it is over whole rows with a mask. Blocks serve passages of one row.
 
     Raises:
         ModelError: the attention implementation cannot take a tree mask, or the model has no LM head.
@@ -77,21 +80,22 @@ class PackedModel(nn.Module):
         self.model = model
         self.value_head = value_head
         self.chunk_tokens = chunk_tokens
-        self.blocks = takes_blocks(model)
+        self.attention: Kind = kinds_of(model)[0]
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Evaluation mode, and attention in blocks where it can be: around a step's forwards and backwards.
+        """Evaluation mode, and attention of our kind: around a step's forwards and backwards.
 
         Around backwards too, for activations that are recomputed run the attention again.
         """
-        with evaluating(self), attention_by(self.model, NAME) if self.blocks else nullcontext():
+        name = _NAMES[self.attention]
+        with evaluating(self), attention_by(self.model, name) if name else nullcontext():
             yield
 
     def passes(self, lengths: Sequence[int], row_tokens: int, rows_per_pass: int) -> list[list[list[int]]]:
         """As `packing.passes`; in blocks a long row costs no more: a forward's rows become one, unpadded."""
         found = passes(lengths, row_tokens, rows_per_pass)
-        return [[[i for row in rows for i in row]] for rows in found] if self.blocks else found
+        return [[[i for row in rows for i in row]] for rows in found] if self.attention == "blocks" else found
 
     def forward(self, passage: Passage) -> tuple[Tensor, Tensor | None]:
         """Log-prob of each trained token [T] and V of each owned segment [S] (None without a value head).
@@ -100,8 +104,11 @@ class PackedModel(nn.Module):
         """
         decoder, dtype = self.model.get_decoder(), next(self.model.parameters()).dtype
         attention: dict[str, Any] = {}
-        if decoder.config._attn_implementation == NAME and len(passage.ids_RL) == 1:
-            attention["blocks"] = blocks_of(passage.ends_RL[0].numpy(), dtype)
+        name = decoder.config._attn_implementation
+        if name == NAME and len(passage.ids_RL) == 1:
+            attention["blocks"] = blocks_of(passage.ends_RL[0].cpu().numpy(), dtype, passage.ends_RL.device)
+        elif name == _NAMES["flex"]:
+            attention["attention_mask"] = tiles(passage.ends_RL)
         else:
             attention["attention_mask"] = attention_mask(passage.ends_RL, dtype)
         output = decoder(input_ids=passage.ids_RL, position_ids=passage.positions_RL, use_cache=False, **attention)

@@ -36,6 +36,7 @@ from treepref.objectives import (
     untrained_preference_loss,
 )
 from treepref.training.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
+from treepref.training.choosing import settle_attention
 from treepref.training.examples import Example, fingerprint
 from treepref.training.forward import PackedModel, loss_batch, place, scatter_index
 from treepref.training.packing import Flat, check_context, collate, flatten, max_positions, renumbered
@@ -72,12 +73,15 @@ class LearnerSettings:
     """Positions whose logits are held at once."""
     recompute: bool = False
     """Recompute each layer's activations in the backward pass (gradient checkpointing): less memory, a third slower."""
+    attention: Literal["auto", "mask", "blocks", "flex"] = "auto"
+    """How packed rows are attended to; auto takes what is fastest here (`choosing.py`)."""
 
     @classmethod
     def from_train(cls, config: TrainConfig, **changes: Any) -> LearnerSettings:
         """The settings that a recipe's `train` section names; `changes` override."""
         names = ("beta", "value_weight", "margin_weight", "margin", "sft_weight")
-        same = ("objective", "lr", "value_lr", "schedule", "warmup_ratio", "clip", "weight_decay", "row_tokens")
+        same = ("objective", "lr", "value_lr", "schedule", "warmup_ratio", "clip", "weight_decay")
+        same += ("row_tokens", "attention")
         settings: dict[str, Any] = {name: getattr(config, name) for name in same}
         settings["coefficients"] = Coefficients(**{name: getattr(config, name) for name in names})
         return cls(**settings | changes)
@@ -90,7 +94,7 @@ class LearnerSettings:
 
     def identity(self) -> dict[str, Any]:
         """What must not change when a run is resumed."""
-        cut = {"row_tokens", "rows_per_pass", "chunk_tokens", "recompute"}
+        cut = {"row_tokens", "rows_per_pass", "chunk_tokens", "recompute", "attention"}
         return {name: value for name, value in asdict(self).items() if name not in cut}
 
 
@@ -475,6 +479,7 @@ class LearnerRun:
         self._on_step = on_step
         self._before_save = before_save
         self._saved = -1
+        self._settled = False
         if checkpoints is not None:
             self._resume(checkpoints)
 
@@ -511,9 +516,13 @@ class LearnerRun:
             raise ValueError(f"all {result.total_steps} steps of this run are done")
         started = time.monotonic()
         learner._check_examples(examples)
+        flats = [flatten(example, learner.settings.row_tokens) for example in examples]
+        if flats and not self._settled:
+            s, autocast = learner.settings, learner.accelerator.autocast
+            settle_attention(learner.packed, flats, s.row_tokens, s.rows_per_pass, s.attention, autocast=autocast)
+            self._settled = True
         with learner.packed.running():
             learner._recompute_activations()
-            flats = [flatten(example, learner.settings.row_tokens) for example in examples]
             metrics = learner._step(flats, result.steps, result.total_steps, self._optimizer, reference_is_policy)
         result.steps += 1
         result.tokens += int(metrics["tokens"])

@@ -1,0 +1,78 @@
+"""The fastest attention is measured where there are several; what fails is left out, and nothing else changes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from training_cases import random_examples, tiny_llama, tiny_value_head
+from treepref.errors import ModelError
+from treepref.training import choosing
+from treepref.training.choosing import settle_attention
+from treepref.training.forward import PackedModel
+from treepref.training.packing import Flat, flatten
+
+
+@pytest.fixture
+def packed(monkeypatch: pytest.MonkeyPatch) -> PackedModel:
+    """A model that takes all kinds, as on a GPU; those in `slow` take longer, those in `broken` fail."""
+    monkeypatch.setattr(choosing, "kinds_of", lambda model: ["mask", "blocks", "flex"])
+    packed = PackedModel(tiny_llama(), tiny_value_head())
+    packed.slow, packed.broken = set(), {"flex"}  # FlexAttention has no backward on a CPU
+    forward = packed.forward
+
+    def some_slow(passage):
+        if packed.attention in packed.broken:
+            raise RuntimeError("no kernel")
+        time.sleep(0.05 * (packed.attention in packed.slow))
+        return forward(passage)
+
+    packed.forward = some_slow
+    return packed
+
+
+def flats() -> Sequence[Flat]:
+    return [flatten(example, 10**6) for example in random_examples(1, 3)]
+
+
+@pytest.mark.parametrize(("slow", "fast"), [("mask", "blocks"), ("blocks", "mask")])
+def test_the_fastest_that_works_is_taken(packed: PackedModel, slow: str, fast: str) -> None:
+    packed.slow = {slow}
+    with pytest.warns(UserWarning, match="'flex' is left out: RuntimeError: no kernel"):
+        seconds = settle_attention(packed, flats(), 2048, 1)
+    assert packed.attention == fast
+    assert set(seconds) == {"mask", "blocks"} and seconds[slow] >= 0.05 > seconds[fast]
+
+
+def test_a_trial_leaves_weights_and_gradients_alone(packed: PackedModel) -> None:
+    before = {name: p.detach().clone() for name, p in packed.named_parameters()}
+    with pytest.warns(UserWarning):
+        settle_attention(packed, flats(), 2048, 1)
+    for name, parameter in packed.named_parameters():
+        assert parameter.grad is None and torch.equal(parameter, before[name])
+
+
+def test_nothing_is_tried_for_a_kind_that_is_named(packed: PackedModel) -> None:
+    packed.broken = {"mask", "blocks", "flex"}
+    assert settle_attention(packed, flats(), 2048, 1, "mask") == {}
+    assert packed.attention == "mask"
+
+
+def test_no_kind_that_works(packed: PackedModel) -> None:
+    packed.broken = {"mask", "blocks", "flex"}
+    with pytest.warns(UserWarning), pytest.raises(ModelError, match="with none of: mask, blocks, flex"):
+        settle_attention(packed, flats(), 2048, 1)
+
+
+def test_a_kind_that_the_model_does_not_take_is_refused() -> None:
+    with pytest.raises(ModelError, match="train.attention=flex: LlamaForCausalLM takes blocks on this device"):
+        settle_attention(PackedModel(tiny_llama()), flats(), 2048, 1, "flex")
+
+
+def test_on_a_cpu_there_is_nothing_to_measure() -> None:
+    packed = PackedModel(tiny_llama())
+    assert settle_attention(packed, flats(), 2048, 1) == {}
+    assert packed.attention == "blocks"
