@@ -68,7 +68,7 @@ def test_no_kind_that_works(packed: PackedModel) -> None:
 
 
 def test_a_kind_that_the_model_does_not_take_is_refused() -> None:
-    with pytest.raises(ModelError, match="train.attention=flex: LlamaForCausalLM takes blocks on this device"):
+    with pytest.raises(ModelError, match=r"train\.attention=flex: LlamaForCausalLM takes blocks on this device"):
         settle_attention(PackedModel(tiny_llama()), flats(), 2048, 1, "flex")
 
 

@@ -2,8 +2,8 @@
 
 A row's mask is nearly empty: a step sees its ancestors, its row holds many steps that are not. In blocks, the steps
 below one parent go together: their queries meet the parent's path, gathered once, and one another; the rest of the row
-costs nothing. FlexAttention leaves out tiles of the row in which nothing is seen. What comes out is what the mask gives,
-to rounding. Knows places and arrays, no example.
+costs nothing. FlexAttention leaves out tiles of the row in which nothing is seen. What comes out is what the mask
+gives, to rounding. Knows places and arrays, no example.
 """
 
 from __future__ import annotations
