@@ -29,20 +29,20 @@ def test_blocks_let_see_what_the_mask_lets_see(seed: int, count: int) -> None:
     ends_L = passage_of(seed, count).ends_RL[0]
     blocks = blocks_of(ends_L.numpy(), torch.float64)
     seen = np.zeros((len(ends_L), len(ends_L)), dtype=bool)
-    queries = torch.split(blocks.queries_L, blocks.query_sizes)
-    keys = torch.split(blocks.keys_K, blocks.key_sizes)
+    queries = torch.split(blocks.order_L, blocks.query_sizes)
+    keys = torch.split(blocks.order_L[blocks.keys_K], blocks.key_sizes)
     for query, key, mask in zip(queries, keys, blocks.masks, strict=True):
         seen[np.ix_(query, key)] = (mask == 0).numpy()
     assert np.array_equal(seen, (attention_mask(ends_L[None], torch.float64)[0, 0] == 0).numpy())
-    assert sorted(blocks.queries_L.tolist()) == list(range(len(ends_L))), "each place asks once"
-    assert torch.equal(blocks.queries_L[blocks.restore_L], torch.arange(len(ends_L)))
+    assert sorted(blocks.order_L.tolist()) == list(range(len(ends_L))), "each place asks once"
+    assert torch.equal(blocks.order_L[blocks.restore_L], torch.arange(len(ends_L)))
 
 
 def test_steps_below_one_parent_share_a_block() -> None:
     """A prompt of 2, two steps of 1 and 2 tokens, below the second two steps of 1; beside it a tree of one prompt."""
     blocks = blocks_of(np.array([7, 7, 3, 7, 7, 6, 7, 8]), torch.float32)
     assert blocks.query_sizes == [2, 3, 2, 1]
-    assert blocks.queries_L.tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert blocks.order_L.tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
     assert blocks.keys_K.tolist() == [0, 1, *[0, 1, 2, 3, 4], *[0, 1, 3, 4, 5, 6], 7]
     assert (blocks.masks[1] == 0).tolist() == [
         [True, True, True, False, False],
@@ -71,7 +71,9 @@ def test_attention_and_its_gradients_are_those_of_the_mask(heads: tuple[int, int
     results = []
     mask, blocks = attention_mask(ends_L[None], torch.float64), blocks_of(ends_L.numpy(), torch.float64)
     for given_mask, given_blocks in ((mask, None), (None, blocks)):
-        out, _ = block_attention(Layer(), *inputs, given_mask, scaling=0.3, blocks=given_blocks)
+        ordered = inputs if given_blocks is None else [x[:, :, blocks.order_L] for x in inputs]
+        out, _ = block_attention(Layer(), *ordered, given_mask, scaling=0.3, blocks=given_blocks)
+        out = out if given_blocks is None else out[:, blocks.restore_L]
         results.append([out, *torch.autograd.grad((out**3).sum(), inputs)])
     for masked, blocked in zip(*results, strict=True):
         torch.testing.assert_close(blocked, masked, rtol=1e-12, atol=1e-12)

@@ -86,15 +86,16 @@ def test_split_trees_have_the_gradient_of_whole_ones() -> None:
 
 def test_recomputed_activations_change_nothing() -> None:
     examples = random_examples(8, 3)
-    found, calls = [], []
+    found, calls, flops = [], [], []
     for recompute in (False, True):
         learner = Learner(tiny_llama(), tiny_value_head(), LearnerSettings(**EXACT, recompute=recompute))
         runs: list[int] = []
         learner.packed.model.model.layers[0].mlp.register_forward_pre_hook(lambda *_, runs=runs: runs.append(1))
-        learner.train(examples, batch_trees=3)
+        flops.append(learner.train(examples, batch_trees=3).flops)
         calls.append(len(runs))
         found.append(torch.cat([p.grad.flatten() for p in learner.parameters.values()]))
     assert calls == [1, 2], "the layer ran again in the backward pass"
+    assert flops[1] == pytest.approx(flops[0] * 4 / 3)
     assert relative(found[1], found[0]) <= 1e-9
 
 

@@ -195,6 +195,8 @@ class TrainConfig(Section):
     """Length of a packed row."""
     attention: Literal["auto", "mask", "blocks", "flex"] = "auto"
     """How packed rows are attended to; auto: what the model takes and is fastest (measured on a GPU)."""
+    recompute: bool = False
+    """Gradient checkpointing: each layer's activations are computed again in the backward pass."""
     warmup_ratio: float = Field(0.03, ge=0, le=1)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     clip: float = Field(1.0, gt=0)

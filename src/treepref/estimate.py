@@ -164,12 +164,13 @@ class _Spender:
         """Cost of sampling `generated` tokens, `rows` at a time, and of the other tokens in large batches.
 
         FLOPs: 2 a weight and token forward, twice that again backward (arXiv 2001.08361, section 2.1); with LoRA the
-        backward pass computes the gradients of activations only, which is half of it.
+        backward pass computes the gradients of activations only, which is half of it; with `train.recompute` the
+        forward pass is made twice.
         Seconds: a decoding pass takes the longer of computing its rows and reading all weights, and the overhead of
         starting its operations; batched tokens take their FLOPs at the machine's rate.
         """
-        backward = 2 if self.recipe.model.lora else 4
-        flops = self.info.active * (2 * (generated + prefill + scored) + (2 + backward) * trained)
+        forward, backward = (4 if self.recipe.train.recompute else 2), (2 if self.recipe.model.lora else 4)
+        flops = self.info.active * (2 * (generated + prefill + scored) + (forward + backward) * trained)
         seconds = 0.0
         if self.rates:
             rate = self.rates.flops * UTILISATION
@@ -177,7 +178,7 @@ class _Spender:
             read = self.info.params * self.info.bytes_per_param / self.rates.bytes_per_second
             passes = generated / max(1.0, rows)
             seconds += passes * (max(rows * 2 * self.info.active / rate, read) + overhead) + generated * ROW_SECONDS
-            batched = 2 * (prefill + scored) + (2 + backward) * trained
+            batched = 2 * (prefill + scored) + (forward + backward) * trained
             packs = (prefill + scored + 3 * trained) / self.recipe.train.row_tokens
             seconds += self.info.active * batched / rate + packs * overhead
         return Cost(round(generated), round(prefill), round(cached), round(scored), round(trained), flops, seconds)

@@ -50,10 +50,13 @@ def fine_tune(session: Session, stage: str, *, version: int, more: Sequence[Exam
             f"warm-up: every labelled problem is longer than the context of {policy.max_context} tokens; take a "
             "model with a longer context, or set warmup.epochs=0"
         )
+    train = session.recipe.train
     settings = LearnerSettings.from_warmup(
         config,
         seed=session.recipe.seed,
-        row_tokens=session.recipe.train.row_tokens,
+        row_tokens=train.row_tokens,
+        attention=train.attention,
+        recompute=train.recompute,
         rows_per_pass=rows_per_pass(session),
     )
     every = [*examples, *more]

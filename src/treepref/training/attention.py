@@ -27,14 +27,14 @@ Kind = Literal["mask", "blocks", "flex"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Blocks:
-    """Who meets whom in a row of L places."""
+    """Who meets whom in a row of L places that is laid out block after block."""
 
-    queries_L: Tensor
-    """The row's places, block after block."""
+    order_L: Tensor
+    """The places of the row as it was, block after block."""
     restore_L: Tensor
-    """Where each place went: `queries_L[restore_L[i]] = i`."""
+    """Where each place went: `order_L[restore_L[i]] = i`."""
     keys_K: Tensor
-    """Places of the keys of every block, one block after the other."""
+    """Where in the new order the keys of every block are, one block after the other."""
     query_sizes: list[int]
     key_sizes: list[int]
     masks: list[Tensor]
@@ -42,7 +42,10 @@ class Blocks:
 
 
 def blocks_of(ends_L: np.ndarray, dtype: torch.dtype, device: torch.device | str = "cpu") -> Blocks:
-    """The blocks of a row; `ends_L` as `Piece.ends`: a place sees those up to its own whose end lies behind it."""
+    """The blocks of a row; `ends_L` as `Piece.ends`: a place sees those up to its own whose end lies behind it.
+
+    The model runs on the row in the new order: only attention minds where a token is, and queries need no look-up.
+    """
     begins = np.flatnonzero(np.diff(ends_L, prepend=-1))
     stops = np.append(begins[1:], len(ends_L))
     parents = _parents(begins, ends_L[begins])
@@ -62,10 +65,11 @@ def blocks_of(ends_L: np.ndarray, dtype: torch.dtype, device: torch.device | str
         queries.append(own)
         keys.append(key)
     order = np.concatenate(queries)
+    restore = np.argsort(order)
     return Blocks(
-        queries_L=torch.from_numpy(order).to(device),
-        restore_L=torch.from_numpy(np.argsort(order)).to(device),
-        keys_K=torch.from_numpy(np.concatenate(keys)).to(device),
+        order_L=torch.from_numpy(order).to(device),
+        restore_L=torch.from_numpy(restore).to(device),
+        keys_K=torch.from_numpy(restore[np.concatenate(keys)]).to(device),
         query_sizes=[len(q) for q in queries],
         key_sizes=[len(k) for k in keys],
         masks=masks,
@@ -106,12 +110,12 @@ def block_attention(
 ) -> tuple[Tensor, None]:
     """What transformers calls for each layer: query [1, H, L, D], key and value [1, K, L, D] → [1, L, H, D].
 
-    Without `blocks` it is transformers' own attention.
+    All in the order of the blocks. Without `blocks` it is transformers' own attention.
     """
     if blocks is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     parts = zip(
-        query.index_select(2, blocks.queries_L).split(blocks.query_sizes, dim=2),
+        query.split(blocks.query_sizes, dim=2),
         key.index_select(2, blocks.keys_K).split(blocks.key_sizes, dim=2),
         value.index_select(2, blocks.keys_K).split(blocks.key_sizes, dim=2),
         blocks.masks,
@@ -122,7 +126,7 @@ def block_attention(
         scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling, enable_gqa=grouped)
         for q, k, v, mask in parts
     ]
-    return torch.cat(found, dim=2).index_select(2, blocks.restore_L).transpose(1, 2).contiguous(), None
+    return torch.cat([part.transpose(1, 2) for part in found], dim=1), None
 
 
 AttentionInterface.register(NAME, block_attention)

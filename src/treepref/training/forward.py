@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -103,16 +102,17 @@ class PackedModel(nn.Module):
         Half-precision logits are softmaxed in float32.
         """
         decoder, dtype = self.model.get_decoder(), next(self.model.parameters()).dtype
-        attention: dict[str, Any] = {}
+        ids_RL, positions_RL, ends_RL = passage.ids_RL, passage.positions_RL, passage.ends_RL
         name = decoder.config._attn_implementation
-        if name == NAME and len(passage.ids_RL) == 1:
-            attention["blocks"] = blocks_of(passage.ends_RL[0].cpu().numpy(), dtype, passage.ends_RL.device)
-        elif name == _NAMES["flex"]:
-            attention["attention_mask"] = tiles(passage.ends_RL)
+        if name == NAME and len(ids_RL) == 1:
+            blocks = blocks_of(ends_RL[0].cpu().numpy(), dtype, ends_RL.device)
+            ids_RL, positions_RL = ids_RL[:, blocks.order_L], positions_RL[:, blocks.order_L]
+            output = decoder(input_ids=ids_RL, position_ids=positions_RL, use_cache=False, blocks=blocks)
+            hidden = output.last_hidden_state[0, blocks.restore_L]
         else:
-            attention["attention_mask"] = attention_mask(passage.ends_RL, dtype)
-        output = decoder(input_ids=passage.ids_RL, position_ids=passage.positions_RL, use_cache=False, **attention)
-        hidden = output.last_hidden_state.flatten(0, 1)
+            mask = tiles(ends_RL) if name == _NAMES["flex"] else attention_mask(ends_RL, dtype)
+            output = decoder(input_ids=ids_RL, position_ids=positions_RL, use_cache=False, attention_mask=mask)
+            hidden = output.last_hidden_state.flatten(0, 1)
         logp_T = self._logprobs(hidden[passage.predictors_T], passage.labels_T)
         value_S = None if self.value_head is None else self.value_head(hidden[passage.last_S]).reshape(-1)
         return logp_T, value_S

@@ -81,7 +81,7 @@ class LearnerSettings:
         """The settings that a recipe's `train` section names; `changes` override."""
         names = ("beta", "value_weight", "margin_weight", "margin", "sft_weight")
         same = ("objective", "lr", "value_lr", "schedule", "warmup_ratio", "clip", "weight_decay")
-        same += ("row_tokens", "attention")
+        same += ("row_tokens", "attention", "recompute")
         settings: dict[str, Any] = {name: getattr(config, name) for name in same}
         settings["coefficients"] = Coefficients(**{name: getattr(config, name) for name in names})
         return cls(**settings | changes)
@@ -122,8 +122,8 @@ class Learner:
         model: a Hugging Face causal LM, or a peft model around one: only parameters with `requires_grad` are trained.
         value_head: [.., H] → [..] or [.., 1], values in [-1, 1]; None where there is none.
         accelerator: devices, ranks and mixed precision; None makes a plain one on the model's device.
-        flops_per_token: of a forward pass, for `TrainResult.flops` (a training token costs three times this); None
-            counts two for each parameter.
+        flops_per_token: of a forward pass, for `TrainResult.flops` (a training token costs three times this, four with
+            `recompute`); None counts two for each parameter.
 
     Raises:
         ModelError: `svpo` with value terms but no value head; an accelerator that shards the model (FSDP, DeepSpeed) or
@@ -278,7 +278,7 @@ class Learner:
             "trees": len(batch),
             "pairs": sum(len(flat.example.pairs) for flat in batch),
             "tokens": tokens,
-            "flops": self.flops_per_token * (3 * tokens + again),
+            "flops": self.flops_per_token * ((4 if self.settings.recompute else 3) * tokens + again),
         }
 
     def _update(
@@ -293,11 +293,15 @@ class Learner:
             passed.append((loss, [flat.example.id for flat in flats]))
         self._sum_gradients()
         means = tally.means(self.accelerator)
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip).item()
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        norm_ = nn.utils.get_total_norm(gradients)
+        norm = norm_.item()
         if not (math.isfinite(means["loss"]) and math.isfinite(norm)):
             raise ModelError(_not_finite(step, means["loss"], norm, passed))
         if check:
             self._check_reference(means, counts)
+        if norm > self.settings.clip:  # a pass over all gradients: only where it is due
+            nn.utils.clip_grads_with_norm_(self.parameters.values(), self.settings.clip, norm_)
         optimizer.step()
         return means, norm
 
