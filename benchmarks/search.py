@@ -148,15 +148,16 @@ def with_generate_batch(policy: Policy, work: Work, setting: Setting) -> None:
         assert len(out) == len(inputs) and lengths == {setting.step_tokens}, lengths
 
 
-def vllm_side(model: str, work: Work, setting: Setting) -> Callable[[], None] | str:
-    """vLLM in this process with prefix caching, or why it is not there."""
+def vllm_side(model: str, work: Work, setting: Setting, threads: int) -> Callable[[], None] | str:
+    """vLLM with prefix caching and as many threads as we have, or why it is not there."""
     if importlib.util.find_spec("vllm") is None:
         return "vllm is not installed here"
     if model.startswith("builtin:"):
         return "vllm takes a folder or a hub id"
-    # In this process, so that both sides have the same threads and its memory counts.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+    # Left to itself it keeps one core free of its threads.
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", f"0-{threads - 1}")
     from vllm import LLM, SamplingParams
 
     llm = LLM(model, dtype="float32", enable_prefix_caching=True, max_model_len=1024)
@@ -324,7 +325,7 @@ def main() -> None:
         ),
     }  # fmt: skip
     skipped = {}
-    vllm = vllm_side(options.model, work, setting)
+    vllm = vllm_side(options.model, work, setting, options.threads)
     if isinstance(vllm, str):
         skipped["vllm"] = vllm
     else:
