@@ -27,8 +27,11 @@ from treepref.errors import RecipeError
 KeyPath = tuple[str | int, ...]
 
 RESUMABLE = frozenset(
-    {"engine.max_rows", "engine.cache_mb", "engine.threads", "search.trees_in_flight", "model.device"}
-)
+    {
+        "engine.max_rows", "engine.cache_mb", "engine.threads", "search.trees_in_flight", "model.device",
+        "train.attention", "train.recompute",
+    }
+)  # fmt: skip
 """Keys that may change between two lives of a run, besides all of `budget` and `rounds` upward: they set how fast the
 work is done and how far it goes, never what is computed."""
 
