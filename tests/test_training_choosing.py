@@ -68,7 +68,7 @@ def test_no_kind_that_works(packed: PackedModel) -> None:
 
 
 def test_a_kind_that_the_model_does_not_take_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"train\.attention=flex: LlamaForCausalLM takes blocks on this device"):
+    with pytest.raises(ModelError, match=r"train\.attention=flex: LlamaForCausalLM takes blocks or mask on this"):
         settle_attention(PackedModel(tiny_llama()), flats(), 2048, 1, "flex")
 
 
@@ -76,3 +76,5 @@ def test_on_a_cpu_there_is_nothing_to_measure() -> None:
     packed = PackedModel(tiny_llama())
     assert settle_attention(packed, flats(), 2048, 1) == {}
     assert packed.attention == "blocks"
+    settle_attention(packed, flats(), 2048, 1, "mask")
+    assert packed.attention == "mask"

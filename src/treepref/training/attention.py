@@ -140,7 +140,7 @@ def kinds_of(model: nn.Module) -> list[Kind]:
     """
     decoder = model.get_decoder()
     device = next(model.parameters()).device.type
-    asks = getattr(decoder.config, "_attn_implementation", None) == "sdpa"
+    asks = getattr(decoder.config, "_attn_implementation", None) in ("sdpa", NAME)
     named = inspect.signature(decoder.forward).parameters.values()
     hands_on = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in named)
     blocks = asks and hands_on and getattr(decoder, "_supports_attention_backend", False)

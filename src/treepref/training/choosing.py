@@ -45,9 +45,10 @@ def settle_attention(
     """
     kinds = kinds_of(packed.model)
     if wanted != "auto":
-        if wanted not in kinds:
+        taken = sorted({*kinds, "mask"})
+        if wanted not in taken:
             raise ModelError(
-                f"train.attention={wanted}: {type(packed.model).__name__} takes {' or '.join(kinds)} on this device; "
+                f"train.attention={wanted}: {type(packed.model).__name__} takes {' or '.join(taken)} on this device; "
                 "set one of these, or auto"
             )
         packed.attention = wanted
