@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from common import alternate, finish, parser, rounded, rss_mb, runs_of, same
+from common import alternate, finish, parser, rounded, runs_of, same
 from questions import prompts_of, source
 from treepref.engines.base import generate
 from treepref.engines.kernels import PackedLinear, pack
@@ -109,7 +109,6 @@ def main() -> None:
     plain = load_policy(options.model, device="cpu") if options.model else made_up()
     solutions = sampled(plain, 2 if quick else 32, 8 if quick else 128)
     rows: list[dict[str, Any]] = []
-    memory: dict[str, float] = {}
     far: dict[str, Any] = {}
     for precision in PRECISIONS:
         policy = clone_policy(plain)
@@ -121,13 +120,10 @@ def main() -> None:
         if not packed:
             print(f"{precision}: skipped: nothing to pack here")
             continue
-        before = rss_mb()
-        run_all(linear_layers(policy, packed=True), 8)()
-        memory[precision] = round(rss_mb() - before)
         if precision == "float32":
             same("packed and plain float32", max(largest_difference(policy, n) for n in (1, 7, 32, 65)), 1e-5)
         far[precision] = mismatch(plain, policy, solutions)
-        print(f"{precision}: packed weights take {memory[precision]:.0f} MiB; log-probs: {far[precision]}", flush=True)
+        print(f"{precision}: log-probs: {far[precision]}", flush=True)
         for count in options.rows or ([8] if quick else [1, 8, 16, 32, 64, 128]):
             found = alternate(
                 run_all(plain_layers(policy), count), run_all(linear_layers(policy, packed=True), count), runs=runs
@@ -147,7 +143,6 @@ def main() -> None:
         model=options.model,
         questions=source(),
         rows=rows,
-        packed_mb=memory,
         mismatch=far,
     )
 
