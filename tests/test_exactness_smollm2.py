@@ -275,27 +275,31 @@ def test_children_from_the_prefix_cache_equal_cold_ones(policy: Policy, trees: l
     before = warm.cost.prefill_tokens
     cached = generate(warm, asked)
     assert warm.cost.prefill_tokens == before, "nothing of a known prefix is computed again"
-    worst = worst_value = 0.0
+    worst, worst_value, parted = 0.0, 0.0, 0
     for request, result in zip(asked, cached, strict=True):
         cold = compare_cold(policy, request, result)
-        worst, worst_value = max(worst, cold[0]), max(worst_value, cold[1])
+        worst, worst_value, parted = max(worst, cold[0]), max(worst_value, cold[1]), parted + cold[2]
+    assert parted <= 1, "a number that was drawn lies at an edge once in thousands of tokens"
     measured("children from the prefix cache against cold ones, worst log-prob", worst, 1e-3)
     measured("children from the prefix cache against cold ones, worst value", worst_value, 1e-3)
 
 
-def compare_cold(policy: Policy, request: Request, result: Result) -> tuple[float, float]:
-    """Largest difference of log-probs and of values from an engine that has seen nothing and keeps nothing."""
+def compare_cold(policy: Policy, request: Request, result: Result) -> tuple[float, float, int]:
+    """Largest difference of log-probs and of values from an engine that has seen nothing and keeps nothing.
+
+    And how many samples part, at an edge between two tokens."""
     (cold,) = generate(TorchEngine(policy, max_rows=3, cache_mb=0), [request])
-    worst, worst_value = 0.0, abs(cold.prefix_value - result.prefix_value)
+    worst, worst_value, parted = 0.0, abs(cold.prefix_value - result.prefix_value), 0
     for seed, a, b in zip(request.seeds, cold.completions, result.completions, strict=True):
         same = drawn_alike(policy, request.prefix, seed, a.tokens, b.tokens)
         worst = max(worst, *(abs(x - y) for x, y in zip(a.logprobs[:same], b.logprobs[:same], strict=True)))
         if a.tokens != b.tokens:
+            parted += 1
             continue
         assert a.finish == b.finish
         if a.value is not None:
             worst_value = max(worst_value, abs(a.value - b.value))
-    return worst, worst_value
+    return worst, worst_value, parted
 
 
 def drawn_alike(policy: Policy, prefix: tuple[int, ...], seed: int, one: tuple[int, ...], two: tuple[int, ...]) -> int:
@@ -310,7 +314,7 @@ def drawn_alike(policy: Policy, prefix: tuple[int, ...], seed: int, one: tuple[i
     uniform = uniforms(np.array([seed], dtype=np.uint64), np.array([i], dtype=np.uint64))[0]
     off = (edge - uniform).abs().max().item()
     print(f"drawn at an edge at token {i}: {one[i]} or {two[i]}, {off:.1e} from it")
-    assert off < 1e-4
+    assert off < 1e-5
     return i
 
 
