@@ -74,7 +74,9 @@ class Band:
 
     def by_row(self, of_slots_SNX: torch.Tensor) -> torch.Tensor:
         """[slots, most rows of a slot, …] → [the band's rows, …]."""
-        return of_slots_SNX.flatten(0, 1) if self.even else of_slots_SNX[self.slot_R, self.place_R]
+        if self.even is None:
+            return of_slots_SNX[self.slot_R, self.place_R]
+        return of_slots_SNX.flatten(0, 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

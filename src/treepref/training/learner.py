@@ -80,8 +80,8 @@ class LearnerSettings:
     def from_train(cls, config: TrainConfig, **changes: Any) -> LearnerSettings:
         """The settings that a recipe's `train` section names; `changes` override."""
         names = ("beta", "value_weight", "margin_weight", "margin", "sft_weight")
-        same = ("objective", "lr", "value_lr", "schedule", "warmup_ratio", "clip", "weight_decay")
-        same += ("row_tokens", "attention", "recompute")
+        result = ("objective", "lr", "value_lr", "schedule", "warmup_ratio", "clip", "weight_decay")
+        same = (*result, "row_tokens", "attention", "recompute")
         settings: dict[str, Any] = {name: getattr(config, name) for name in same}
         settings["coefficients"] = Coefficients(**{name: getattr(config, name) for name in names})
         return cls(**settings | changes)
@@ -294,14 +294,14 @@ class Learner:
         self._sum_gradients()
         means = tally.means(self.accelerator)
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        norm_ = nn.utils.get_total_norm(gradients)
-        norm = norm_.item()
+        total_norm = nn.utils.get_total_norm(gradients)
+        norm = total_norm.item()
         if not (math.isfinite(means["loss"]) and math.isfinite(norm)):
             raise ModelError(_not_finite(step, means["loss"], norm, passed))
         if check:
             self._check_reference(means, counts)
         if norm > self.settings.clip:  # a pass over all gradients: only where it is due
-            nn.utils.clip_grads_with_norm_(self.parameters.values(), self.settings.clip, norm_)
+            nn.utils.clip_grads_with_norm_(self.parameters.values(), self.settings.clip, total_norm)
         optimizer.step()
         return means, norm
 
