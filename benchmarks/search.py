@@ -1,6 +1,6 @@
 """bench-search: tokens a second of a tree search, against public ways to sample the same continuations.
 
-    python benchmarks/search.py --model FOLDER [--questions 16] [--threads N] [--quick]
+    python benchmarks/search.py --model FOLDER [--questions 48] [--threads N] [--quick]
 
 MCTS on GSM8K questions, 5 children, 8 simulations, 48 tokens a step, in float32. Lengths are equal on both sides: no
 step ends before its last token and EOS is a token like others. The other sides are given the prefixes that our search
@@ -8,21 +8,23 @@ expanded, tree by tree and expansion by expansion, so both build trees of the sa
 
     one at a time         `generate`, one child after the other (as the public MCTS-DPO code does)
     batched               `generate` with the children of an expansion as one batch
-    continuous batching   `generate_batch` with the children of all trees' k-th expansions as one call
-    vllm                  vLLM's CPU build with prefix caching, the same calls; where it is installed
+    continuous batching   `generate_batch` with the children of a third of the trees' middle expansions as one call
+    vllm                  vLLM's CPU build with prefix caching, first half of the expansions, all trees' k-th a call
 
-First: greedy continuations are the same tokens, and log-probs recorded with samples are those of a plain forward pass.
+First: greedy continuations are the same tokens on all sides, and log-probs recorded with our samples are those of a
+plain forward pass.
 The slower sides do fewer of the expansions; ratios are of seconds per generated token. Beside: tokens a second, prefill
-avoided, where the time goes, and the share of what the machine's matrix products alone would allow.
+avoided, where the time goes, and the share of what the matrix products of our passes alone allow in the same turns.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,24 +134,31 @@ def with_generate(policy: Policy, prefixes: Sequence[tuple[int, ...]], setting: 
 def with_generate_batch(policy: Policy, work: Work, setting: Setting) -> None:
     """transformers' continuous batching: all trees' expansions of the same turn in one call."""
     for prefixes in work:
-        inputs = [list(prefix) for prefix in prefixes for _ in range(setting.children)]
-        # The cache is as large as the requests need: left to itself it takes nearly all of the machine's memory.
-        pages = -(-(max(map(len, inputs)) + setting.step_tokens) // PAGE)
-        batching = ContinuousBatchingConfig(
-            page_size=PAGE,
-            num_blocks=pages * len(inputs) + 1,
-            max_batch_tokens=2048,
-            max_requests_per_batch=len(inputs),
-        )
-        out = policy.model.generate_batch(
-            inputs, generation_config=generation(setting), continuous_batching_config=batching, progress_bar=False
-        )
-        lengths = {len(o.generated_tokens) for o in out.values()}
-        assert len(out) == len(inputs) and lengths == {setting.step_tokens}, lengths
+        out = one_batch(policy, [prefix for prefix in prefixes for _ in range(setting.children)], generation(setting))
+        lengths = {len(tokens) for _, tokens in out}
+        assert len(out) == len(prefixes) * setting.children and lengths == {setting.step_tokens}, lengths
 
 
-def vllm_side(model: str, work: Work, setting: Setting, threads: int) -> Callable[[], None] | str:
-    """vLLM with prefix caching and as many threads as we have, or why it is not there."""
+def one_batch(
+    policy: Policy, prefixes: Sequence[tuple[int, ...]], config: GenerationConfig
+) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """(prefix, continuation), in the order in which they finish."""
+    # The cache is as large as the requests need: left to itself it takes nearly all of the machine's memory.
+    pages = -(-(max(map(len, prefixes)) + config.max_new_tokens) // PAGE)
+    count = len(prefixes)
+    batching = ContinuousBatchingConfig(
+        page_size=PAGE, num_blocks=pages * count + 1, max_batch_tokens=2048, max_requests_per_batch=count
+    )
+    out = policy.model.generate_batch(
+        list(map(list, prefixes)), generation_config=config, continuous_batching_config=batching, progress_bar=False
+    )
+    return [(tuple(o.prompt_ids), tuple(o.generated_tokens)) for o in out.values()]
+
+
+def vllm_side(
+    model: str, work: Work, setting: Setting, threads: int, greedy: Mapping[tuple[int, ...], tuple[int, ...]]
+) -> Callable[[], None] | str:
+    """vLLM with prefix caching and as many threads as we have, or why it is not there. `greedy`: what it must say."""
     if importlib.util.find_spec("vllm") is None:
         return "vllm is not installed here"
     if model.startswith("builtin:"):
@@ -161,6 +170,10 @@ def vllm_side(model: str, work: Work, setting: Setting, threads: int) -> Callabl
     from vllm import LLM, SamplingParams
 
     llm = LLM(model, dtype="float32", enable_prefix_caching=True, max_model_len=1024)
+    certain = SamplingParams(max_tokens=setting.step_tokens, ignore_eos=True, temperature=0.0)
+    out = llm.generate([{"prompt_token_ids": list(p)} for p in greedy], certain, use_tqdm=False)
+    said = [tuple(o.outputs[0].token_ids) for o in out]
+    same("greedy continuations of vllm", sum(a != b for a, b in zip(said, greedy.values(), strict=True)), 0)
     sampling = SamplingParams(n=setting.children, max_tokens=setting.step_tokens, ignore_eos=True, temperature=1.0)
 
     def run() -> None:
@@ -174,19 +187,27 @@ def vllm_side(model: str, work: Work, setting: Setting, threads: int) -> Callabl
 # -------------------------------------------------------------------------------------------------------- checks
 
 
-def check(policy: Policy, engine: TorchEngine, prompts: Sequence[tuple[int, ...]], setting: Setting) -> None:
-    """Both sides compute the same: greedy tokens, and log-probs of our samples under a plain forward pass."""
+def check(
+    policy: Policy, engine: TorchEngine, prompts: Sequence[tuple[int, ...]], setting: Setting
+) -> dict[tuple[int, ...], tuple[int, ...]]:
+    """All sides compute the same: greedy tokens, and log-probs of our samples under a plain forward pass.
+
+    Returns the greedy continuation of each prompt.
+    """
     asked = [
         Request(f"greedy-{i}", p, 1, (i,), setting.step_tokens, temperature=0.0, delimiter=FIXED)
         for i, p in enumerate(prompts)
     ]
-    different = 0
+    config = generation(setting, do_sample=False, top_k=None)
+    ours, theirs = {}, {}
     for request, result in zip(asked, generate(engine, asked), strict=True):
         ids = torch.tensor([request.prefix])
-        config = generation(setting, do_sample=False, top_k=None)
         out = policy.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
-        different += result.completions[0].tokens != tuple(out[0, len(request.prefix) :].tolist())
-    same("greedy continuations", different, 0)
+        ours[request.prefix] = result.completions[0].tokens
+        theirs[request.prefix] = tuple(out[0, len(request.prefix) :].tolist())
+    same("greedy continuations of generate", sum(theirs[p] != tokens for p, tokens in ours.items()), 0)
+    batched = dict(one_batch(policy, prompts, config))
+    same("greedy continuations of continuous batching", sum(batched[p] != tokens for p, tokens in ours.items()), 0)
     trees = grow(engine, prompts, setting)
     worst = 0.0
     for tree in trees:
@@ -198,6 +219,7 @@ def check(policy: Policy, engine: TorchEngine, prompts: Sequence[tuple[int, ...]
             plain = [logp_TV[start + i - 1, token].item() for i, token in enumerate(node.tokens)]
             worst = max(worst, *(abs(a - b) for a, b in zip(plain, node.logprobs, strict=True)))
     same("log-probs of the samples", worst, 1e-3)
+    return ours
 
 
 # ------------------------------------------------------------------------------------------- where the time goes
@@ -239,20 +261,20 @@ class Proxy:
         return getattr(self._inner, name)
 
 
-def profile(engine: TorchEngine, prompts: Sequence[tuple[int, ...]], setting: Setting) -> dict[str, Any]:
-    """One search with the parts timed: shares of its seconds, prefill avoided, and its speed against the ceiling."""
+def profile(
+    engine: TorchEngine, prompts: Sequence[tuple[int, ...]], setting: Setting
+) -> tuple[list[Tree], Clock, dict]:
+    """One search with the parts timed: its trees, the passes that it made, and prefill avoided with shares of time."""
     clock, policy = Clock(), engine.policy
     engine.policy = Proxy(policy, clock, body="body", head="head")  # type: ignore[assignment]
     before, started = engine.cost + type(engine.cost)(), time.perf_counter()
     search = Proxy(mcts(setting), clock, ask="tree", tell="tree", done="tree")
-    grow(engine, prompts, setting, search=search, front=Proxy(engine, clock, submit="engine", poll="engine"))
+    trees = grow(engine, prompts, setting, search=search, front=Proxy(engine, clock, submit="engine", poll="engine"))
     seconds = time.perf_counter() - started
     engine.policy = policy
     cost, spent = engine.cost - before, clock.seconds
     model = spent["body"] + spent["head"]
-    matrices = matrix_seconds(policy, clock)
-    return {
-        "tokens_per_second": rounded(cost.generated_tokens / seconds),
+    parts = {
         "mean_rows": rounded(sum(m * n for m, n in clock.head_rows.items()) / sum(clock.head_rows.values())),
         "prefill_avoided": rounded(cost.cached_tokens / (cost.cached_tokens + cost.prefill_tokens)),
         "shares": {
@@ -261,35 +283,36 @@ def profile(engine: TorchEngine, prompts: Sequence[tuple[int, ...]], setting: Se
             "tree": rounded(spent["tree"] / seconds),
             "driver": rounded((seconds - spent["engine"] - spent["tree"]) / seconds),
         },
-        "ceiling_tokens_per_second": rounded(cost.generated_tokens / matrices),
-        "fraction_of_ceiling": rounded(matrices / seconds),
     }
+    return trees, clock, parts
 
 
-def matrix_seconds(policy: Policy, clock: Clock) -> float:
-    """What the matrix products of the recorded passes take alone: every linear layer once a pass, nothing else."""
-    head = policy.model.get_output_embeddings()
-    body = [m for m in policy.model.modules() if isinstance(m, nn.Linear) and m is not head]
-    total = 0.0
-    for layers, counts in ((body, clock.shapes), ([head], clock.head_rows)):
-        sizes = sorted(counts)
-        sizes = [sizes[i] for i in sorted({round(x) for x in np.linspace(0, len(sizes) - 1, min(8, len(sizes)))})]
-        seconds = [best_seconds(layers, rows) for rows in sizes]
-        total += sum(n * float(np.interp(rows, sizes, seconds)) for rows, n in counts.items())
-    return total
+class Products:
+    """The matrix products of recorded passes and nothing else: what the machine allows for those shapes."""
 
+    def __init__(self, policy: Policy, clock: Clock) -> None:
+        head = policy.model.get_output_embeddings()
+        body = [m for m in policy.model.modules() if isinstance(m, nn.Linear) and m is not head]
+        self.passes = [
+            (layers, {n: torch.randn(rows, n) for n in {layer.in_features for layer in layers}}, count)
+            for layers, counts in ((body, clock.shapes), ([head], clock.head_rows))
+            for rows, count in counts.items()
+        ]
+        self.seconds: list[float] = []
+        """Of all passes, by turn."""
 
-@torch.inference_mode()
-def best_seconds(layers: Sequence[nn.Linear], rows: int, tries: int = 3) -> float:
-    """Fastest of a few passes over all layers, so that weights stream from memory as they do in the model."""
-    inputs = {size: torch.randn(rows, size) for size in {layer.in_features for layer in layers}}
-    fastest = float("inf")
-    for _ in range(tries):
-        started = time.perf_counter()
-        for layer in layers:
-            layer(inputs[layer.in_features])
-        fastest = min(fastest, time.perf_counter() - started)
-    return fastest
+    @torch.inference_mode()
+    def __call__(self) -> None:
+        """One turn: some passes of each shape stand for all of that shape."""
+        total = 0.0
+        for layers, inputs, count in self.passes:
+            tries = min(count, 12)
+            started = time.perf_counter()
+            for _ in range(tries):
+                for layer in layers:  # all layers, so that weights stream from memory as they do in the model
+                    layer(inputs[layer.in_features])
+            total += (time.perf_counter() - started) * count / tries
+        self.seconds.append(total)
 
 
 # ---------------------------------------------------------------------------------------------------------- main
@@ -298,7 +321,7 @@ def best_seconds(layers: Sequence[nn.Linear], rows: int, tries: int = 3) -> floa
 def main() -> None:
     options_parser = parser(__doc__)
     options_parser.add_argument("--model", default="builtin:tiny-base", help="folder or hub id")
-    options_parser.add_argument("--questions", type=int, default=None, help="trees at once (default 16)")
+    options_parser.add_argument("--questions", type=int, default=None, help="trees at once (default 48)")
     options_parser.add_argument("--threads", type=int, default=2)
     options_parser.add_argument("--against", nargs="+", choices=list(TARGETS), default=list(TARGETS))
     options_parser.add_argument("--warmup", type=int, default=1, help="turns that do not count (0: the checks warm up)")
@@ -308,44 +331,47 @@ def main() -> None:
     setting = Setting(3, 2, 6) if quick else Setting(5, 8, 48)
     policy = load_policy(options.model, device="cpu")
     policy.model.generation_config.eos_token_id = None  # `generate` takes it from here where its own config has none
-    prompts = prompts_of(policy.tokenizer, options.questions or (2 if quick else 16))
+    prompts = prompts_of(policy.tokenizer, options.questions or (2 if quick else 48))
     engine = fixed_engine(policy, setting, rows=len(prompts) * setting.children)
     print(f"questions: {source()}; {setting}", flush=True)
-    check(policy, engine, prompts[:2], Setting(setting.children, 2, setting.step_tokens))
+    greedy = check(policy, engine, prompts[:2], Setting(setting.children, 2, setting.step_tokens))
 
-    trees = grow(engine, prompts, setting)
+    trees, clock, parts = profile(engine, prompts, setting)
+    products = Products(engine.policy, clock)
     work = expansions(trees, setting)
     step = setting.children * setting.step_tokens
     first, several = work[0][:1] + work[-1][:1], [work[k][0] for k in range(len(work))]
-    batches = [work[0], work[-1]]
+    middle = [work[len(work) // 2][: -(-len(prompts) // 3)]]
+    early = work[: -(-len(work) // 2)]
     sides: dict[str, tuple[Callable[[], None], int]] = {
         "one at a time": (lambda: with_generate(policy, first, setting, batched=False), len(first) * step),
         "batched": (lambda: with_generate(policy, several, setting, batched=True), len(several) * step),
         "continuous batching": (
-            lambda: with_generate_batch(policy, batches, setting), sum(map(len, batches)) * step
+            lambda: with_generate_batch(policy, middle, setting), len(middle[0]) * step
         ),
     }  # fmt: skip
     skipped = {}
     if "vllm" in options.against:
-        vllm = vllm_side(options.model, work, setting, options.threads)
+        vllm = vllm_side(options.model, early, setting, options.threads, greedy)
         if isinstance(vllm, str):
             skipped["vllm"] = vllm
         else:
-            sides["vllm"] = (vllm, sum(map(len, work)) * step)
+            sides["vllm"] = (vllm, sum(map(len, early)) * step)
     sides = {name: side for name, side in sides.items() if name in options.against}
 
     ours_tokens = sum(map(len, work)) * step
     found = take_turns(
-        {name: run for name, (run, _) in sides.items()},
+        {name: run for name, (run, _) in sides.items()} | {"products": products},
         lambda: grow(engine, prompts, setting),
         runs=runs_of(options),
         warmup=0 if quick else options.warmup,
     )
+    ours = found.pop("products").ours
     rows = [side_row(name, comparison, sides[name][1], ours_tokens) for name, comparison in found.items()]
     for name, why in skipped.items():
         rows.append({"name": f"search against {name}", "ratio": None, "spread": None, "skipped": why})
         print(f"against {name}: skipped: {why}")
-    parts = profile(engine, prompts, setting)
+    parts |= speed(ours_tokens, ours, products.seconds[-len(ours) :])
     print(parts)
     finish(
         "search",
@@ -361,6 +387,17 @@ def main() -> None:
         rows=rows,
         profile=parts,
     )
+
+
+def speed(tokens: int, ours: Sequence[float], products: Sequence[float]) -> dict[str, Any]:
+    """Tokens a second, and as a fraction of what the products alone allow in the same turns."""
+    fractions = [alone / all_ for alone, all_ in zip(products, ours, strict=True)]
+    return {
+        "tokens_per_second": rounded(tokens / statistics.median(ours)),
+        "ceiling_tokens_per_second": rounded(tokens / statistics.median(products)),
+        "fraction_of_ceiling": rounded(statistics.median(fractions)),
+        "fraction_spread": [rounded(min(fractions)), rounded(max(fractions))],
+    }
 
 
 def side_row(name: str, found: Comparison, their_tokens: int, our_tokens: int) -> dict[str, Any]:
