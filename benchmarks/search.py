@@ -73,7 +73,7 @@ def fixed_engine(policy: Policy, setting: Setting, rows: int) -> TorchEngine:
     """An engine whose steps all have the same length: no EOS, and a delimiter that is a count."""
     policy = clone_policy(policy)
     policy.eos_ids = frozenset()  # type: ignore[misc]  # takes the place of the cached property
-    engine = TorchEngine(policy, max_rows=rows)
+    engine = TorchEngine(policy, max_rows=rows, cache_mb=8192)  # room for all that the trees hold
     vocabulary = policy.model.get_output_embeddings().weight.shape[0]
     engine._step_ends[FIXED] = FixedStep(setting.step_tokens, vocabulary)  # type: ignore[assignment]
     return engine
