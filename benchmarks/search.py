@@ -164,7 +164,7 @@ def vllm_side(
     if model.startswith("builtin:"):
         return "vllm takes a folder or a hub id"
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "6")
     # Left to itself it keeps one core free of its threads.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", f"0-{threads - 1}")
     from vllm import LLM, SamplingParams
