@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from treepref.errors import ModelError
 from treepref.training import choosing
 from treepref.training.choosing import settle_attention
 from treepref.training.forward import PackedModel
+from treepref.training.learner import Learner, LearnerSettings
 from treepref.training.packing import Flat, flatten
 
 
@@ -70,6 +72,39 @@ def test_no_kind_that_works(packed: PackedModel) -> None:
 def test_a_kind_that_the_model_does_not_take_is_refused() -> None:
     with pytest.raises(ModelError, match=r"train\.attention=flex: LlamaForCausalLM takes blocks or mask on this"):
         settle_attention(PackedModel(tiny_llama()), flats(), 2048, 1, "flex")
+
+
+def test_the_first_step_tells_what_each_kind_took(packed: PackedModel) -> None:
+    learner = Learner(packed.model, packed.value_head, LearnerSettings(recompute=True))
+    packed.slow, packed.recompute, learner.packed = {"blocks"}, True, packed
+    told: list[dict[str, float]] = []
+    with pytest.warns(UserWarning, match="'flex' is left out"):
+        learner.train(random_examples(1, 4), batch_trees=2, on_step=told.append)
+    assert told[0]["attention_blocks_seconds"] > told[0]["attention_mask_seconds"] > 0
+    assert len(told) == 2 and not [key for key in told[1] if key.startswith("attention")]
+    assert packed.attention == "mask"
+
+
+def test_a_kind_is_chosen_at_the_first_step_that_has_a_whole_tree(packed: PackedModel) -> None:
+    learner = Learner(packed.model, packed.value_head, LearnerSettings(row_tokens=2))  # every tree is split
+    packed.slow, learner.packed = {"mask"}, packed
+    run = learner.start(2, identity={})
+    run.step(random_examples(1, 2))
+    assert packed.attention == "mask"
+    learner.settings = replace(learner.settings, row_tokens=2048)
+    with pytest.warns(UserWarning, match="'flex' is left out"):
+        assert "attention_blocks_seconds" in run.step(random_examples(2, 2))
+    assert packed.attention == "blocks"
+
+
+def test_a_kind_that_computes_something_else_is_left_out(packed: PackedModel) -> None:
+    forward = packed.forward
+    packed.forward = lambda passage: tuple(x + (packed.attention == "blocks") for x in forward(passage))
+    packed.slow = {"mask"}
+    with pytest.warns(UserWarning) as warned:
+        assert set(settle_attention(packed, flats(), 2048, 1)) == {"mask"}
+    assert "'blocks' is left out: its numbers are 1 from those of mask" in str(warned[0].message)
+    assert packed.attention == "mask"
 
 
 def test_on_a_cpu_there_is_nothing_to_measure() -> None:

@@ -114,6 +114,11 @@ def block_attention(
     """
     if blocks is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1 and query.device.type == "cuda":
+        # CUDA's fused kernels take a mask with equal numbers of heads alone
+        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    grouped = query.shape[1] != key.shape[1]
     parts = zip(
         query.split(blocks.query_sizes, dim=2),
         key.index_select(2, blocks.keys_K).split(blocks.key_sizes, dim=2),
@@ -121,7 +126,6 @@ def block_attention(
         blocks.masks,
         strict=True,
     )
-    grouped = query.shape[1] != key.shape[1]
     found = [
         scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling, enable_gqa=grouped)
         for q, k, v, mask in parts

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 from torch.utils.checkpoint import checkpoint
 
 from treepref.errors import ModelError
@@ -39,6 +39,8 @@ from treepref.training.packing import (
 
 _NAMES: dict[Kind, str | None] = {"mask": None, "blocks": NAME, "flex": "flex_attention"}
 """What transformers calls each kind of attention; None leaves a model's own, which is given the mask."""
+FLEX_WIDTH = 512
+"""Rows for FlexAttention are padded to multiples of this: each new width is compiled anew, and a few are enough."""
 
 
 @contextmanager
@@ -60,7 +62,8 @@ class PackedModel(nn.Module):
     memory of the LM head: that many positions' logits at once, recomputed in the backward pass.
 
     Inside `running`, attention is of the kind `attention` (`attention.kinds_of`; may be set, between forwards); outside
-    it is over whole rows with a mask. Blocks serve passages of one row.
+    it is over whole rows with a mask. Blocks serve passages of one row. With `recompute` set, each layer's activations
+    are recomputed in the backward pass there.
 
     Raises:
         ModelError: the attention implementation cannot take a tree mask, or the model has no LM head.
@@ -80,6 +83,7 @@ class PackedModel(nn.Module):
         self.value_head = value_head
         self.chunk_tokens = chunk_tokens
         self.attention: Kind = kinds_of(model)[0]
+        self.recompute = False
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -89,7 +93,18 @@ class PackedModel(nn.Module):
         """
         name = _NAMES[self.attention]
         with evaluating(self), attention_by(self.model, name) if name else nullcontext():
+            if self.recompute:
+                self._recompute_activations()
             yield
+
+    def _recompute_activations(self) -> None:
+        # the newer of the two names, where this version of transformers has it
+        enable = getattr(self.model, "activation_checkpointing_enable", None)
+        (enable or self.model.gradient_checkpointing_enable)({"use_reentrant": False})
+        for module in self.modules():
+            if getattr(module, "gradient_checkpointing", False):
+                # transformers recomputes in training mode alone; the submodules' dropouts stay off
+                module.training = True
 
     def passes(self, lengths: Sequence[int], row_tokens: int, rows_per_pass: int) -> list[list[list[int]]]:
         """As `packing.passes`; in blocks a long row costs no more: a forward's rows become one, unpadded."""
@@ -109,8 +124,14 @@ class PackedModel(nn.Module):
             ids_RL, positions_RL = ids_RL[:, blocks.order_L], positions_RL[:, blocks.order_L]
             output = decoder(input_ids=ids_RL, position_ids=positions_RL, use_cache=False, blocks=blocks)
             hidden = output.last_hidden_state[0, blocks.restore_L]
+        elif name == _NAMES["flex"]:
+            width = ids_RL.shape[1]
+            ids_RL, positions_RL = (pad(x_RL, (0, -width % FLEX_WIDTH)) for x_RL in (ids_RL, positions_RL))
+            mask = tiles(pad(ends_RL, (0, -width % FLEX_WIDTH), value=ids_RL.shape[1]))  # padding sees padding
+            output = decoder(input_ids=ids_RL, position_ids=positions_RL, use_cache=False, attention_mask=mask)
+            hidden = output.last_hidden_state[:, :width].flatten(0, 1)
         else:
-            mask = tiles(ends_RL) if name == _NAMES["flex"] else attention_mask(ends_RL, dtype)
+            mask = attention_mask(ends_RL, dtype)
             output = decoder(input_ids=ids_RL, position_ids=positions_RL, use_cache=False, attention_mask=mask)
             hidden = output.last_hidden_state.flatten(0, 1)
         logp_T = self._logprobs(hidden[passage.predictors_T], passage.labels_T)

@@ -237,9 +237,9 @@ def pack(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
 def passes(lengths: Sequence[int], row_tokens: int, rows_per_pass: int) -> list[list[list[int]]]:
     """Rows by forward, at most `row_tokens · rows_per_pass` places in each (but for a single longer item).
 
-    Attention is computed over the whole row and what a token must not see is masked, so its cost a token grows with the
-    row: rows are made no longer than the longest item needs, and there are more of them in a forward instead. Rows of
-    like width stand together, so little is padded.
+    With a mask, attention is computed over the whole row, so its cost a token grows with the row: rows are made no
+    longer than the longest item needs, and there are more of them in a forward instead. Rows of like width stand
+    together, so little is padded.
     """
     if not lengths:
         return []
