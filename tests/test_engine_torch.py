@@ -185,6 +185,19 @@ def test_sampled_frequencies_follow_the_tempered_nucleus() -> None:
     assert logp[token == 1][0].exp().item() == pytest.approx(logits.softmax(0)[1].item(), abs=1e-5)
 
 
+def test_room_for_keys_and_values_follows_what_is_in_use() -> None:
+    block = Block(1, 1, 2, torch.float32, torch.device("cpu"))
+    block.reserve(256, 150)
+    block.kv_LCRKTD[:, :, 0, :, :3] = 7.0
+    block.reserve(1, 2000)  # a long row, alone: not 256 of them
+    assert block.kv_LCRKTD.shape[2:5] == (1, 1, 2000)
+    block.reserve(200, 100)  # many short ones again: not as long as that one
+    assert block.kv_LCRKTD.shape[2:5] == (200, 1, 112)
+    assert (block.kv_LCRKTD[:, :, 0, :, :3] == 7.0).all() and block.kv_LCRKTD.sum() == 7.0 * 12
+    block.reserve(210, 90)
+    assert block.kv_LCRKTD.shape[2:5] == (300, 1, 112)  # by half, and a length that is still of use stays
+
+
 def test_prefix_tree_splits_and_finds_partial_matches() -> None:
     row = Block(1, 1, 2, torch.float32, torch.device("cpu"))
     row.reserve(2, 8)

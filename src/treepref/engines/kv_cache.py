@@ -27,16 +27,19 @@ class Block:
         self.kv_LCRKTD = torch.empty(n_layers, 2, 0, n_heads, 0, head_size, dtype=dtype, device=device)
 
     def reserve(self, rows: int, length: int) -> None:
-        """Make room for `rows` rows of `length` positions; grows by half so that growth is rare."""
+        """Make room for `rows` rows of `length` positions; all that is in use must be among them.
+
+        Grows by half so that growth is rare. Where one dimension grows, the other shrinks if it is far too large: a
+        long row that comes alone does not meet the many short ones of before.
+        """
         n_layers, _, have_rows, n_heads, have_length, head_size = self.kv_LCRKTD.shape
         if rows <= have_rows and length <= have_length:
             return
-        rows = have_rows if rows <= have_rows else max(rows, have_rows * 3 // 2)
-        length = have_length if length <= have_length else max(length + 15, have_length * 3 // 2) // 16 * 16
-        old = self.kv_LCRKTD
+        rows, length = _room(rows, have_rows), (_room(length, have_length) + 15) // 16 * 16
+        old, both = self.kv_LCRKTD, (min(rows, have_rows), min(length, have_length))
         # Zeros, not empty: masked positions are multiplied by zero weights, and 0 · NaN would not be 0.
         self.kv_LCRKTD = old.new_zeros(n_layers, 2, rows, n_heads, length, head_size)
-        self.kv_LCRKTD[:, :, :have_rows, :, :have_length] = old
+        self.kv_LCRKTD[:, :, : both[0], :, : both[1]] = old[:, :, : both[0], :, : both[1]]
 
     def move(self, source: int, target: int, length: int) -> None:
         self.kv_LCRKTD[:, :, target, :, :length] = self.kv_LCRKTD[:, :, source, :, :length]
@@ -47,6 +50,13 @@ class Block:
 
     def write(self, row: int, start: int, segment_LCKTD: torch.Tensor) -> None:
         self.kv_LCRKTD[:, :, row, :, start : start + segment_LCKTD.shape[3]] = segment_LCKTD
+
+
+def _room(asked: int, have: int) -> int:
+    """How much to have where `asked` is needed and something is made anew."""
+    if asked > have:
+        return max(asked, have * 3 // 2)
+    return have if have <= 4 * asked else asked
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -196,7 +196,7 @@ class TorchEngine:
         """Fill a slot for each request, those with something to compute in front: one pass serves them all."""
         start = len(self._cache.lengths)
         batch.sort(key=lambda p: p.held == len(p.job.request.prefix))
-        self._cache.prefixes.reserve(start + len(batch), max(len(p.job.request.prefix) for p in batch))
+        self._reserve_slots([len(p.job.request.prefix) for p in batch])
         for slot, placement in enumerate(batch, start=start):
             self._load(slot, placement.match, placement.held)
             request = placement.job.request
@@ -247,7 +247,7 @@ class TorchEngine:
             self._rows += [self._row(job, placement.first + i, step_end) for i in range(placement.rows)]
             if not job.completions:
                 self._done.append(Result(request.id, (), job.prefix_value))
-        self._reserve(len(self._rows), max(p.job.longest for p in batch))
+        self._reserve_rows()
         self._cache.add([len(p.job.request.prefix) for p in batch], counts)
         self._hidden_RH[start : len(self._rows)] = hidden_PH.repeat_interleave(
             torch.tensor(counts, device=hidden_PH.device), dim=0
@@ -276,7 +276,7 @@ class TorchEngine:
             batch.append((question, *self._look_up(question.ids)))
             tokens += len(question.ids) - batch[-1][2]
         batch.sort(key=lambda item: item[2] == len(item[0].ids))
-        self._cache.prefixes.reserve(start + len(batch), max(len(q.ids) for q, _, _ in batch))
+        self._reserve_slots([len(question.ids) for question, _, _ in batch])
         for slot, (question, match, held) in enumerate(batch, start=start):
             self._load(slot, match, held)
             self._count(len(question.ids) - held, held, scored=True)
@@ -533,9 +533,15 @@ class TorchEngine:
             end.candidate = np.pad(end.candidate, (0, max(0, self._vocabulary - len(end.candidate))))
         return self._step_ends[delimiter]
 
-    def _reserve(self, rows: int, length: int) -> None:
-        """Make room for `rows` rows of `length` own tokens."""
-        self._cache.own.reserve(rows, length)
+    def _reserve_slots(self, lengths: Sequence[int]) -> None:
+        """Make room for new prefixes of `lengths` behind those in use."""
+        lengths = [*self._cache.lengths, *lengths]
+        self._cache.prefixes.reserve(len(lengths), max(lengths))
+
+    def _reserve_rows(self) -> None:
+        """Make room for the own tokens and hidden states of all rows."""
+        rows = len(self._rows)
+        self._cache.own.reserve(rows, max((row.job.longest for row in self._rows), default=0))
         if rows > len(self._hidden_RH):
             grown = self._hidden_RH.new_zeros(max(rows, 2 * len(self._hidden_RH)), self.policy.hidden_size)
             grown[: len(self._hidden_RH)] = self._hidden_RH
