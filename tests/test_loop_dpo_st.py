@@ -17,7 +17,7 @@ import torch
 
 import loop_runs
 from loop_runs import digest, parameters
-from treepref.errors import RecipeError, TooFewPairs, TreeprefError
+from treepref.errors import RecipeError, StoreError, TooFewPairs, TreeprefError
 from treepref.loops.dpo_st import improves, pseudo_labels
 from treepref.loops.fork import fork
 from treepref.loops.learn import written_solution
@@ -132,6 +132,15 @@ def test_a_fork_learns_from_the_same_first_samples(finished: Path, tmp_path: Pat
     with Store(finished, read_only=True) as old, Store(tmp_path / "fork", read_only=True) as new:
         assert new.digest("round-1/search") == old.digest("round-1/search")
         assert not new.count_trees("round-1/labels") and not new.count_pairs(1) and not new.stage_done("round-1/dpo")
+    before = digest(tmp_path / "fork")
+    fork(
+        finished, tmp_path / "fork", ["self_training.pairs_per_problem=1", "rounds=1"]
+    )  # begun already: stays as it is
+    assert digest(tmp_path / "fork") == before
+    with pytest.raises(StoreError, match=r"another recipe:\n  self_training\.pairs_per_problem: 1 → 2"):
+        fork(finished, tmp_path / "fork", ["self_training.pairs_per_problem=2", "rounds=1"])
+    with pytest.raises(StoreError, match="is no fork of"):
+        fork(finished, finished, [])
     with pytest.raises(RecipeError, match="dpo_samples: 4 → 5"):
         fork(finished, tmp_path / "other", ["self_training.dpo_samples=5"])
 

@@ -28,8 +28,9 @@ _KEPT = "name LIKE 'round-0/%' OR name = 'round-1/search'"
 def fork(run: Path, out: Path, overrides: list[str]) -> None:
     """Copy the problems, the warm-up, the evaluation of round 0 and the first search of `run` to a new run `out`.
 
-    Raises RecipeError for a change outside `FREE` or a run whose samples do not come before its training; StoreError
-    where the first search is not done or `out` exists.
+    Where `out` is such a copy already, under the very recipe that is asked for, it stays as it is. Raises RecipeError
+    for a change outside `FREE` or a run whose samples do not come before its training; StoreError where the first
+    search is not done or `out` is anything else.
     """
     old, new = load_recipe(run / "recipe.yaml"), load_recipe(run / "recipe.yaml", overrides)
     if why := _no_first_search(old.recipe):
@@ -40,7 +41,8 @@ def fork(run: Path, out: Path, overrides: list[str]) -> None:
             "a fork keeps the search of its origin, so these keys cannot change:\n  " + "\n  ".join(frozen)
         )
     if out.exists():
-        raise StoreError(f"{out} exists already: choose another folder")
+        _check_copy(run, out, new.recipe)
+        return
     with Store(run, read_only=True) as store:
         for stage in ("round-0/eval", "round-1/search"):
             if not store.stage_done(stage):
@@ -54,10 +56,27 @@ def fork(run: Path, out: Path, overrides: list[str]) -> None:
             shutil.copytree(run / "round-0", scratch / "round-0")
     with Store(scratch) as store:
         store.set_meta("recipe", new.recipe.model_dump(mode="json"))
+        store.set_meta("forked_from", run.resolve().name)
         text = store.scratch("recipe") / "recipe.yaml"
         text.write_text(dump_recipe(new.recipe), encoding="utf-8")
         land_file(text, scratch / "recipe.yaml")
     land_folder(scratch, out)
+
+
+def _check_copy(run: Path, out: Path, recipe: Recipe) -> None:
+    """Raises StoreError unless `out` is a fork of `run` under `recipe`."""
+    if not (out / "recipe.yaml").is_file():
+        raise StoreError(f"{out} exists already and is no run: choose another folder")
+    with Store(out, read_only=True) as store:
+        origin = store.meta("forked_from")
+    if origin != run.resolve().name:
+        raise StoreError(f"{out} exists already and is no fork of {run}: choose another folder")
+    if changes := recipe_changes(load_recipe(out / "recipe.yaml").recipe, recipe):
+        raise StoreError(
+            f"{out} was forked under another recipe:\n  "
+            + "\n  ".join(map(str, changes))
+            + f"\nGo on with it by `treepref run {out / 'recipe.yaml'} --out {out}`, or choose another folder"
+        )
 
 
 def _no_first_search(recipe: Recipe) -> str | None:
