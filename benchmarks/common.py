@@ -25,6 +25,10 @@ RUNS = 5
 """How often each side runs, at least, where figures are to be kept."""
 
 
+TOLD = 10.0
+"""Seconds from which a single run of a side is told."""
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """Seconds of two sides that ran in turn: first theirs, then ours, and again."""
@@ -91,7 +95,7 @@ def take_turns(
     before: Callable[[], Any] | None = None,
 ) -> dict[str, Comparison]:
     """The same with several sides to compare ours with: each turn runs all of theirs, then ours once."""
-    sides = [*theirs.values(), ours]
+    sides, names = [*theirs.values(), ours], [*theirs, "ours"]
     seconds: list[list[float]] = [[] for _ in sides]
     peaks = [0.0] * len(sides)
     for turn in range(warmup + runs):
@@ -99,6 +103,8 @@ def take_turns(
             if before is not None:
                 before()
             took, peak = timed(work)
+            if took > TOLD:  # a long benchmark says how far it is, and what a cut one had found
+                print(f"turn {turn + 1} of {warmup + runs}: {names[side]} {took:.1f} s", flush=True)
             if turn >= warmup:
                 seconds[side].append(took)
                 peaks[side] = max(peaks[side], peak)

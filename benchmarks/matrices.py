@@ -102,7 +102,7 @@ def main() -> None:
     options_parser = parser(__doc__)
     options_parser.add_argument("--model", default=None, help="folder or hub id (default: a made-up one, wide enough)")
     options_parser.add_argument("--rows", type=int, nargs="+", default=None)
-    options_parser.add_argument("--threads", type=int, default=1)
+    options_parser.add_argument("--threads", type=int, default=2)
     options = options_parser.parse_args()
     quick, runs = options.quick, runs_of(options)
     torch.set_num_threads(options.threads)

@@ -8,7 +8,7 @@ expanded, tree by tree and expansion by expansion, so both build trees of the sa
 
     one at a time         `generate`, one child after the other (as the public MCTS-DPO code does)
     batched               `generate` with the children of an expansion as one batch
-    continuous batching   `generate_batch` with the children of a third of the trees' middle expansions as one call
+    continuous batching   `generate_batch` with the children of eight trees' middle expansions as one call
     vllm                  vLLM's CPU build with prefix caching, first half of the expansions, all trees' k-th a call
 
 First: greedy continuations are the same tokens on all sides, and log-probs recorded with our samples are those of a
@@ -47,6 +47,8 @@ FIXED = "\0"
 """The delimiter that stands for "after so many tokens"."""
 PAGE = 64
 """Tokens in a page of the other side's cache."""
+BATCHED_TREES = 8
+"""Trees whose expansions transformers' continuous batching gets in one call: with more rows it takes longer a token."""
 TARGETS = {"one at a time": 20.0, "batched": 6.0, "continuous batching": 4.0, "vllm": 1.0}
 Work = list[list[tuple[int, ...]]]
 """[k][tree] → prefix of the tree's k-th expansion."""
@@ -132,7 +134,7 @@ def with_generate(policy: Policy, prefixes: Sequence[tuple[int, ...]], setting: 
 
 
 def with_generate_batch(policy: Policy, work: Work, setting: Setting) -> None:
-    """transformers' continuous batching: all trees' expansions of the same turn in one call."""
+    """transformers' continuous batching: the trees' expansions of the same turn in one call."""
     for prefixes in work:
         out = one_batch(policy, [prefix for prefix in prefixes for _ in range(setting.children)], generation(setting))
         lengths = {len(tokens) for _, tokens in out}
@@ -341,7 +343,7 @@ def main() -> None:
     work = expansions(trees, setting)
     step = setting.children * setting.step_tokens
     first, several = work[0][:1] + work[-1][:1], [work[k][0] for k in range(len(work))]
-    middle = [work[len(work) // 2][: -(-len(prompts) // 3)]]
+    middle = [work[len(work) // 2][:BATCHED_TREES]]
     early = work[: -(-len(work) // 2)]
     sides: dict[str, tuple[Callable[[], None], int]] = {
         "one at a time": (lambda: with_generate(policy, first, setting, batched=False), len(first) * step),
@@ -403,7 +405,7 @@ def speed(tokens: int, ours: Sequence[float], products: Sequence[float]) -> dict
 def side_row(name: str, found: Comparison, their_tokens: int, our_tokens: int) -> dict[str, Any]:
     """Per generated token: their seconds are scaled to the tokens that we generate."""
     per_token = found.scaled(our_tokens / their_tokens)
-    speed = their_tokens / (sum(found.theirs) / len(found.theirs))
+    speed = their_tokens / statistics.median(found.theirs)
     print(f"against {name}: {per_token} (scaled to our tokens); theirs {speed:.1f} tokens/s", flush=True)
     return (
         {"name": f"search against {name}"}

@@ -263,7 +263,7 @@ def fastest(make: Callable[[Sequence[tuple[Side, Side]], int], Step], pairs: lis
     seconds = {}
     for batch in BATCHES:
         step = make(some, batch)
-        step() if not seconds else None  # the first run of all warms up
+        step()  # warms up, and allocates what the optimizer keeps
         started = time.perf_counter()
         step()
         seconds[batch] = time.perf_counter() - started
