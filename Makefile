@@ -21,7 +21,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 setup: $(VENV)/.ready  ## install treepref and its tools into .venv
 
-demo: $(VENV)/.ready   ## watch the shipped base model get better at multi-step arithmetic (about 10 minutes on two cores)
+demo: $(VENV)/.ready   ## watch the shipped base model get better at multi-step arithmetic (five to ten minutes on two cores)
 	$(BIN)/treepref run quickstart --out runs/demo
 	@echo "Open runs/demo/report.html to see the curves and the trees."
 
@@ -65,5 +65,5 @@ $(BENCHES:%=bench-%): bench-%: $(VENV)/.bench $(MODEL)/config.json
 
 bench-kernels: bench-matrices
 
-clean:           ## remove the virtual environment and all runs' caches (runs/ stays)
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+clean:           ## remove the virtual environment and the tools' caches (runs/ stays)
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
