@@ -107,6 +107,13 @@ def test_a_kind_that_computes_something_else_is_left_out(packed: PackedModel) ->
     assert packed.attention == "mask"
 
 
+def test_numbers_that_are_not_finite_are_left_to_the_step(packed: PackedModel) -> None:
+    forward = packed.forward
+    packed.forward = lambda passage: tuple(x * float("nan") for x in forward(passage))
+    with pytest.warns(UserWarning, match="'flex' is left out: RuntimeError"):
+        assert set(settle_attention(packed, flats(), 2048, 1)) == {"mask", "blocks"}
+
+
 def test_on_a_cpu_there_is_nothing_to_measure() -> None:
     packed = PackedModel(tiny_llama())
     assert settle_attention(packed, flats(), 2048, 1) == {}
