@@ -133,9 +133,8 @@ def test_a_fork_learns_from_the_same_first_samples(finished: Path, tmp_path: Pat
         assert new.digest("round-1/search") == old.digest("round-1/search")
         assert not new.count_trees("round-1/labels") and not new.count_pairs(1) and not new.stage_done("round-1/dpo")
     before = digest(tmp_path / "fork")
-    fork(
-        finished, tmp_path / "fork", ["self_training.pairs_per_problem=1", "rounds=1"]
-    )  # begun already: stays as it is
+    # The same command again: what it began stays as it is.
+    fork(finished, tmp_path / "fork", ["self_training.pairs_per_problem=1", "rounds=1"])
     assert digest(tmp_path / "fork") == before
     with pytest.raises(StoreError, match=r"another recipe:\n  self_training\.pairs_per_problem: 1 → 2"):
         fork(finished, tmp_path / "fork", ["self_training.pairs_per_problem=2", "rounds=1"])
