@@ -1,6 +1,6 @@
 """bench-search: tokens a second of a tree search, against public ways to sample the same continuations.
 
-    python benchmarks/search.py --model FOLDER [--questions 48] [--threads N] [--quick]
+    python benchmarks/search.py --model FOLDER [--questions 36] [--threads N] [--quick]
 
 MCTS on GSM8K questions, 5 children, 8 simulations, 48 tokens a step, in float32. Lengths are equal on both sides: no
 step ends before its last token and EOS is a token like others. The other sides are given the prefixes that our search
@@ -166,7 +166,7 @@ def vllm_side(
     if model.startswith("builtin:"):
         return "vllm takes a folder or a hub id"
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "6")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "3")  # room for all that it is given
     # Left to itself it keeps one core free of its threads.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", f"0-{threads - 1}")
     from vllm import LLM, SamplingParams
@@ -323,7 +323,7 @@ class Products:
 def main() -> None:
     options_parser = parser(__doc__)
     options_parser.add_argument("--model", default="builtin:tiny-base", help="folder or hub id")
-    options_parser.add_argument("--questions", type=int, default=None, help="trees at once (default 48)")
+    options_parser.add_argument("--questions", type=int, default=None, help="trees at once (default 36)")
     options_parser.add_argument("--threads", type=int, default=2)
     options_parser.add_argument("--against", nargs="+", choices=list(TARGETS), default=list(TARGETS))
     options_parser.add_argument("--warmup", type=int, default=1, help="turns that do not count (0: the checks warm up)")
@@ -333,7 +333,7 @@ def main() -> None:
     setting = Setting(3, 2, 6) if quick else Setting(5, 8, 48)
     policy = load_policy(options.model, device="cpu")
     policy.model.generation_config.eos_token_id = None  # `generate` takes it from here where its own config has none
-    prompts = prompts_of(policy.tokenizer, options.questions or (2 if quick else 48))
+    prompts = prompts_of(policy.tokenizer, options.questions or (2 if quick else 36))
     engine = fixed_engine(policy, setting, rows=len(prompts) * setting.children)
     print(f"questions: {source()}; {setting}", flush=True)
     greedy = check(policy, engine, prompts[:2], Setting(setting.children, 2, setting.step_tokens))
