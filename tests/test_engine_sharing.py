@@ -196,10 +196,14 @@ def test_bands_hold_every_row_once_and_little_padding(kinds: list[tuple[int, int
     slots = [slot for slot, count in enumerate(counts) for _ in range(count)]
     random.shuffle(slots)
     shared = sharing(slots, list(lengths), Block(1, 1, 1, torch.float32, torch.device("cpu")))
-    rows = [band.rows_SN[band.slot_R, band.place_R] for band in shared.bands]
-    assert shared.in_row_order(rows).tolist() == list(range(len(slots)))
-    found = [band.slot_R + band.slots.start for band in shared.bands]
-    assert shared.in_row_order(found).tolist() == slots
+    found, own = torch.full((len(slots), 1), -1), torch.arange(len(slots))[:, None]
+    for band in shared.bands:
+        assert torch.equal(band.rows_SN[band.slot_R, band.place_R], band.row_R)
+        slot_SN1 = torch.arange(band.slots.start, band.slots.stop)[:, None, None].expand(*band.rows_SN.shape, 1)
+        assert (found[band.row_R] == -1).all()
+        band.put(found, slot_SN1)
+        band.add(found, 100 * band.by_slot(own))
+    assert found[:, 0].tolist() == [slot + 100 * row for row, slot in enumerate(slots)]
 
 
 def test_slots_close_up_when_their_last_row_leaves(policy: Policy) -> None:

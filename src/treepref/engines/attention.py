@@ -53,22 +53,35 @@ def shared_attention(
     n_rows, n_heads, _, size = query.shape
     n_kv, n_own = key.shape[1], key.shape[2]
     query_RKGD = (query * (size**-0.5 if scaling is None else scaling)).view(n_rows, n_kv, n_heads // n_kv, size)
-    score_RKGT = query_RKGD @ key.transpose(-1, -2)
-    weights, outs = [], []
+    own_RKGT = query_RKGD @ key.transpose(-1, -2)  # scores, and then the weights of the same tokens
+    outs = []
     for band in shared.bands:
         # M: all queries to one key-value head of a slot, those of its N rows and the G heads that share it.
         key_SKPD, value_SKPD = shared.prefix(band, module.layer_idx)
         query_SKMD = band.by_slot(query_RKGD).transpose(1, 2).flatten(2, 3)
-        own_SKMT = band.by_slot(score_RKGT).transpose(1, 2).flatten(2, 3)
-        score_SKML = torch.cat([own_SKMT, query_SKMD @ key_SKPD.transpose(-1, -2)], dim=-1)
-        mask_SNL = band.by_slot(attention_mask[:, 0, 0, : score_SKML.shape[-1]])
-        score_SKNGL = score_SKML.unflatten(2, (mask_SNL.shape[1], -1))
-        weight_SKNGL = score_SKNGL.add_(mask_SNL[:, None, :, None]).softmax(-1, dtype=torch.float32).to(value.dtype)
+        own_SKNGT = band.by_slot(own_RKGT).transpose(1, 2)
+        # Keys times queries: on a CPU a third faster than queries times keys.
+        score_SKMP = (key_SKPD @ query_SKMD.transpose(-1, -2)).transpose(-1, -2)
+        weight_SKNGL = _weights(own_SKNGT, score_SKMP, band.by_slot(attention_mask[:, 0, 0])).to(value.dtype)
         out_SKMD = weight_SKNGL[..., n_own:].flatten(2, 3) @ value_SKPD
-        weights.append(band.by_row(weight_SKNGL[..., :n_own].transpose(1, 2)))
-        outs.append(band.by_row(out_SKMD.unflatten(2, (mask_SNL.shape[1], -1)).transpose(1, 2)))
-    out_RKGD = shared.in_row_order(outs) + shared.in_row_order(weights) @ value
+        outs.append(out_SKMD.unflatten(2, weight_SKNGL.shape[2:4]).transpose(1, 2))
+        band.put(own_RKGT, weight_SKNGL[..., :n_own].transpose(1, 2))
+    out_RKGD = own_RKGT @ value
+    for band, out_SNKGD in zip(shared.bands, outs, strict=True):
+        band.add(out_RKGD, out_SNKGD)
     return out_RKGD.reshape(n_rows, 1, n_heads, size), None
+
+
+def _weights(own_SKNGT: Tensor, score_SKMP: Tensor, mask_SNL: Tensor) -> Tensor:
+    """Softmax over a row's own tokens and its prefix, float32 [S, K, N, G, T + P]. The mask may be longer."""
+    n_own, n_both = own_SKNGT.shape[-1], own_SKNGT.shape[-1] + score_SKMP.shape[-1]
+    mask_S1N1L = mask_SNL[:, None, :, None]
+    # Masked into place, and softmax where the scores are: what is written twice leaves the processor's cache.
+    score_SKNGL = score_SKMP.new_empty(*own_SKNGT.shape[:-1], n_both, dtype=torch.float32)
+    torch.add(own_SKNGT, mask_S1N1L[..., :n_own], out=score_SKNGL[..., :n_own])
+    score_SKNGP = score_SKMP.unflatten(2, own_SKNGT.shape[2:4])
+    torch.add(score_SKNGP, mask_S1N1L[..., n_own:n_both], out=score_SKNGL[..., n_own:])
+    return torch.softmax(score_SKNGL, -1, out=score_SKNGL if score_SKNGL.device.type == "cpu" else None)
 
 
 AttentionInterface.register(SHARED, shared_attention)

@@ -63,12 +63,13 @@ def _room(asked: int, have: int) -> int:
 class Band:
     """Neighbouring slots with about as many rows each, and prefixes of about the same length.
 
-    `rows_SN` lists the rows of each slot, padded with row 0. The band's i-th row stands in it at
+    `rows_SN` lists the rows of each slot, padded with row 0. The band's i-th row, `row_R[i]`, stands in it at
     [slot_R[i], place_R[i]].
     """
 
     slots: slice
     rows_SN: torch.Tensor
+    row_R: torch.Tensor
     slot_R: torch.Tensor
     place_R: torch.Tensor
     longest: int
@@ -82,11 +83,19 @@ class Band:
             return of_rows_RX[self.rows_SN]
         return of_rows_RX[self.even].unflatten(0, self.rows_SN.shape)
 
-    def by_row(self, of_slots_SNX: torch.Tensor) -> torch.Tensor:
-        """[slots, most rows of a slot, …] → [the band's rows, …]."""
+    def put(self, of_rows_RX: torch.Tensor, of_slots_SNX: torch.Tensor) -> None:
+        """Write what belongs to the band's rows, by slot, to the places of these rows among all rows."""
         if self.even is None:
-            return of_slots_SNX[self.slot_R, self.place_R]
-        return of_slots_SNX.flatten(0, 1)
+            of_rows_RX[self.row_R] = of_slots_SNX[self.slot_R, self.place_R].to(of_rows_RX.dtype)
+        else:
+            of_rows_RX[self.even].unflatten(0, self.rows_SN.shape).copy_(of_slots_SNX)
+
+    def add(self, of_rows_RX: torch.Tensor, of_slots_SNX: torch.Tensor) -> None:
+        """Like `put`, but what is there is added to."""
+        if self.even is None:
+            of_rows_RX[self.row_R] += of_slots_SNX[self.slot_R, self.place_R]
+        else:
+            of_rows_RX[self.even].unflatten(0, self.rows_SN.shape).add_(of_slots_SNX)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,18 +103,12 @@ class Sharing:
     """Which rows read which slot in one decoding pass, for attention that reads a slot once for all of them."""
 
     bands: list[Band]
-    order_R: torch.Tensor
-    """Where row r is when the rows of all bands are put one behind the other."""
     prefixes: Block
 
     def prefix(self, band: Band, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of a layer [slots, key-value heads, longest, head size]."""
         kv_CSKPD = self.prefixes.kv_LCRKTD[layer, :, band.slots, :, : band.longest]
         return kv_CSKPD[0], kv_CSKPD[1]
-
-    def in_row_order(self, of_bands: list[torch.Tensor]) -> torch.Tensor:
-        """Something of every band's rows as one tensor [rows, …]."""
-        return of_bands[0] if len(of_bands) == 1 else torch.cat(of_bands)[self.order_R]
 
 
 SPARE = 4096
@@ -132,18 +135,16 @@ def sharing(slots: Sequence[int], lengths: Sequence[int], prefixes: Block) -> Sh
     count_S = np.bincount(slot_R, minlength=len(lengths))
     place_R = np.empty_like(slot_R)
     place_R[by_slot_R] = np.arange(len(slot_R)) - np.repeat(count_S.cumsum() - count_S, count_S)
-    bands, rows = [], []
+    bands = []
     for cut in cut_bands(count_S.tolist(), lengths):
         row_R = np.flatnonzero((slot_R >= cut.start) & (slot_R < cut.stop))
         rows_SN = np.zeros((cut.stop - cut.start, count_S[cut].max()), dtype=np.int64)
         rows_SN[slot_R[row_R] - cut.start, place_R[row_R]] = row_R
         start, stop = int(row_R[0]), int(row_R[0]) + rows_SN.size
         even = np.array_equal(rows_SN.ravel(), np.arange(start, stop))
-        index = (torch.from_numpy(x).to(device) for x in (rows_SN, slot_R[row_R] - cut.start, place_R[row_R]))
+        index = (torch.from_numpy(x).to(device) for x in (rows_SN, row_R, slot_R[row_R] - cut.start, place_R[row_R]))
         bands.append(Band(cut, *index, max(lengths[cut]), slice(start, stop) if even else None))
-        rows.append(row_R)
-    order_R = torch.from_numpy(np.concatenate(rows).argsort()).to(device)
-    return Sharing(bands, order_R, prefixes)
+    return Sharing(bands, prefixes)
 
 
 class SlotCache(Cache):
@@ -189,15 +190,19 @@ class SlotCache(Cache):
         `longest`: positions of a prefix, and of a row's own tokens, that it looks at. `whole`: attention gets both,
         one behind the other; else the rows' own alone.
         """
-        row_R = torch.arange(len(positions_R), device=positions_R.device)
-        slot_R = torch.tensor(self.slots, device=positions_R.device) if whole else None
+        rows, device = len(positions_R), positions_R.device
+        n_heads, room = self.own.kv_LCRKTD.shape[3:5]
+        line_RK = torch.arange(rows * n_heads, device=device).view(rows, n_heads)
+        place_N = (line_RK * room + positions_R[:, None]).flatten()
+        slot_R = torch.tensor(self.slots, device=device) if whole else None
         n_prefix, n_own = longest
 
         def look(layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             kv_CRKTD = self.own.kv_LCRKTD[layer]
-            kv_CRKTD[0][row_R, :, positions_R] = keys[:, :, 0]
-            kv_CRKTD[1][row_R, :, positions_R] = values[:, :, 0]
-            own_CRKTD = kv_CRKTD[:, : len(row_R), :, :n_own]
+            for block_RKTD, new_RK1D in ((kv_CRKTD[0], keys), (kv_CRKTD[1], values)):
+                # Whole vectors to places of a list of vectors: faster than the same by row, head and position.
+                block_RKTD.view(-1, block_RKTD.shape[-1]).index_copy_(0, place_N, new_RK1D.flatten(0, 2))
+            own_CRKTD = kv_CRKTD[:, :rows, :, :n_own]
             if slot_R is None:
                 return own_CRKTD[0], own_CRKTD[1]
             prefix_CSKTD = self.prefixes.kv_LCRKTD[layer, :, :, :, :n_prefix]

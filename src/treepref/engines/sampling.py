@@ -11,7 +11,7 @@ import torch
 BLOCK = 256
 """Tokens whose probabilities are summed before any single one is looked at."""
 CPU_ROWS = 16
-"""Rows drawn at once on a CPU: their probabilities stay in its cache, and their memory is used again for the next."""
+"""Rows whose probabilities are summed at once on a CPU: they stay in its cache, and their memory serves the next."""
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
@@ -35,51 +35,64 @@ def sample(
     Temperature 0 takes the most probable token (the first of equals). Returns tokens [B], log-probs of the untempered
     policy [B] and log-probs of the distribution that was sampled [B] (0 where the choice was greedy).
     """
-    rows = CPU_ROWS if logits_BV.device.type == "cpu" else max(1, len(logits_BV))
-    parts = zip(*(x.split(rows) for x in (logits_BV, temperature_B, top_p_B, uniform_B)), strict=True)
-    token, logp, behaviour = zip(*(_sample(*part) for part in parts), strict=True)
+    if bool((temperature_B == 1).all()) and bool((top_p_B >= 1).all()):
+        token_B, logp_B = _draw(logits_BV, uniform_B)
+        return token_B, logp_B, logp_B
+    parts = zip(*(_parts(x) for x in (logits_BV, temperature_B, top_p_B, uniform_B)), strict=True)
+    token, logp, behaviour = zip(*(_tempered(*part) for part in parts), strict=True)
     return torch.cat(token), torch.cat(logp), torch.cat(behaviour)
 
 
-def _sample(
+def _parts(of_rows_BX: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return of_rows_BX.split(CPU_ROWS if of_rows_BX.device.type == "cpu" else max(1, len(of_rows_BX)))
+
+
+def _tempered(
     logits_BV: torch.Tensor, temperature_B: torch.Tensor, top_p_B: torch.Tensor, uniform_B: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`sample` where some rows are greedy, tempered or cut."""
     logp_BV = torch.log_softmax(logits_BV.float(), dim=-1)
     greedy_B = temperature_B == 0
+    best_B = logp_BV.argmax(-1)
     if bool(greedy_B.all()):
-        token_B = logp_BV.argmax(-1)
-        return token_B, _pick(logp_BV, token_B), torch.zeros_like(uniform_B)
-    plain = bool((temperature_B == 1).all()) and bool((top_p_B >= 1).all())
-    if plain:
-        tempered_BV = logp_BV
-    else:
-        scale_B = torch.where(greedy_B, torch.ones_like(temperature_B), temperature_B)
-        tempered_BV = torch.log_softmax(logits_BV.float() / scale_B[:, None], dim=-1)
-        tempered_BV = _nucleus(tempered_BV, top_p_B)
-    token_B = _draw(tempered_BV, uniform_B.double())
-    if plain:
-        logp_B = _pick(logp_BV, token_B)
-        return token_B, logp_B, logp_B
-    token_B = torch.where(greedy_B, logp_BV.argmax(-1), token_B)
-    behaviour_B = torch.where(greedy_B, torch.zeros_like(temperature_B), _pick(tempered_BV, token_B))
+        return best_B, _pick(logp_BV, best_B), torch.zeros_like(temperature_B)
+    scale_B = torch.where(greedy_B, torch.ones_like(temperature_B), temperature_B)
+    tempered_BV = torch.log_softmax(logits_BV.float() / scale_B[:, None], dim=-1)
+    drawn_B, drawn_logp_B = _draw(_nucleus(tempered_BV, top_p_B), uniform_B)
+    token_B = torch.where(greedy_B, best_B, drawn_B)
+    behaviour_B = torch.where(greedy_B, torch.zeros_like(drawn_logp_B), drawn_logp_B)
     return token_B, _pick(logp_BV, token_B), behaviour_B
 
 
-def _draw(logp_BV: torch.Tensor, uniform_B: torch.Tensor) -> torch.Tensor:
-    """First the block of tokens, then the token in it: over the whole vocabulary there is one pass in float32.
+def _draw(logits_BV: torch.Tensor, uniform_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens [B] and their log-probs [B]. First the block of tokens, then the token in it.
 
-    The running sums that are searched are in float64, and thresholds stay inside them, so a token without probability
-    is never drawn.
+    The whole vocabulary is seen once, to sum each block; probabilities inside the block that was drawn are computed
+    again. The running sums that are searched are in float64, and thresholds stay inside them, so a token without
+    probability is never drawn.
     """
-    p_BV = logp_BV.exp()
-    if p_BV.shape[-1] % BLOCK:
-        p_BV = torch.nn.functional.pad(p_BV, (0, -p_BV.shape[-1] % BLOCK))
-    p_BKW = p_BV.unflatten(-1, (-1, BLOCK))
-    mass_BK = p_BKW.sum(-1).double()
-    block_B, left_B = _search(mass_BK, uniform_B * mass_BK.sum(-1))
-    row_B = torch.arange(len(p_BKW), device=p_BKW.device)
-    place_B, _ = _search(p_BKW[row_B, block_B].double(), left_B)
-    return block_B * BLOCK + place_B
+    mass_BK = _block_masses(logits_BV).double()
+    mass_BK = mass_BK / mass_BK.sum(-1, keepdim=True)
+    block_B, left_B = _search(mass_BK, uniform_B.double())
+    column_BW = block_B[:, None] * BLOCK + torch.arange(BLOCK, device=block_B.device)
+    inside_BW = logits_BV.gather(-1, column_BW.clamp(max=logits_BV.shape[-1] - 1)).double()
+    inside_BW = inside_BW.masked_fill(column_BW >= logits_BV.shape[-1], -torch.inf)
+    p_BW = inside_BW.softmax(-1) * mass_BK.gather(-1, block_B[:, None])
+    place_B, _ = _search(p_BW, left_B)
+    return block_B * BLOCK + place_B, _pick(p_BW, place_B).log().float()
+
+
+def _block_masses(logits_BV: torch.Tensor) -> torch.Tensor:
+    """Probability of each block of BLOCK tokens [B, blocks], in float32."""
+    parts, vocabulary = _parts(logits_BV), logits_BV.shape[-1]
+    # One memory for all parts: what is taken anew for each may cost the system more than the sums do.
+    room_BV = logits_BV.new_zeros(len(parts[0]), -(-vocabulary // BLOCK) * BLOCK, dtype=torch.float32)
+    masses = []
+    for part_BV in parts:
+        p_BV = room_BV[: len(part_BV)]
+        torch.softmax(part_BV, -1, dtype=torch.float32, out=p_BV[:, :vocabulary])
+        masses.append(p_BV.unflatten(-1, (-1, BLOCK)).sum(-1))
+    return torch.cat(masses)
 
 
 def _search(mass_BN: torch.Tensor, threshold_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
