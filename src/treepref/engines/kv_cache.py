@@ -86,7 +86,7 @@ class Band:
     def put(self, of_rows_RX: torch.Tensor, of_slots_SNX: torch.Tensor) -> None:
         """Write what belongs to the band's rows, by slot, to the places of these rows among all rows."""
         if self.even is None:
-            of_rows_RX[self.row_R] = of_slots_SNX[self.slot_R, self.place_R].to(of_rows_RX.dtype)
+            of_rows_RX[self.row_R] = of_slots_SNX[self.slot_R, self.place_R]
         else:
             of_rows_RX[self.even].unflatten(0, self.rows_SN.shape).copy_(of_slots_SNX)
 

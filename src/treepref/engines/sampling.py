@@ -57,8 +57,7 @@ def _tempered(
     if bool(greedy_B.all()):
         return best_B, _pick(logp_BV, best_B), torch.zeros_like(temperature_B)
     scale_B = torch.where(greedy_B, torch.ones_like(temperature_B), temperature_B)
-    tempered_BV = torch.log_softmax(logits_BV.float() / scale_B[:, None], dim=-1)
-    drawn_B, drawn_logp_B = _draw(_nucleus(tempered_BV, top_p_B), uniform_B)
+    drawn_B, drawn_logp_B = _draw(_nucleus(logits_BV.float() / scale_B[:, None], top_p_B), uniform_B)
     token_B = torch.where(greedy_B, best_B, drawn_B)
     behaviour_B = torch.where(greedy_B, torch.zeros_like(drawn_logp_B), drawn_logp_B)
     return token_B, _pick(logp_BV, token_B), behaviour_B
@@ -104,15 +103,15 @@ def _search(mass_BN: torch.Tensor, threshold_B: torch.Tensor) -> tuple[torch.Ten
     return index_B1.squeeze(-1), threshold_B - before_B
 
 
-def _nucleus(logp_BV: torch.Tensor, top_p_B: torch.Tensor) -> torch.Tensor:
-    """Keep the smallest set of most probable tokens whose mass reaches top-p, and renormalise."""
+def _nucleus(logits_BV: torch.Tensor, top_p_B: torch.Tensor) -> torch.Tensor:
+    """Logits of the smallest set of most probable tokens whose mass reaches top-p; all others are -inf."""
     if bool((top_p_B >= 1).all()):
-        return logp_BV
-    sorted_BV, order_BV = logp_BV.sort(dim=-1, descending=True)
+        return logits_BV
+    sorted_BV, order_BV = logits_BV.softmax(-1).sort(dim=-1, descending=True)
     limit_B = torch.where(top_p_B >= 1, torch.full_like(top_p_B, torch.inf), top_p_B)
-    mass_before_BV = sorted_BV.exp().cumsum(-1) - sorted_BV.exp()
-    drop_BV = torch.zeros_like(logp_BV, dtype=torch.bool).scatter(-1, order_BV, mass_before_BV >= limit_B[:, None])
-    return torch.log_softmax(logp_BV.masked_fill(drop_BV, -torch.inf), dim=-1)
+    mass_before_BV = sorted_BV.cumsum(-1) - sorted_BV
+    drop_BV = torch.zeros_like(logits_BV, dtype=torch.bool).scatter(-1, order_BV, mass_before_BV >= limit_B[:, None])
+    return logits_BV.masked_fill(drop_BV, -torch.inf)
 
 
 def _pick(values_BV: torch.Tensor, token_B: torch.Tensor) -> torch.Tensor:
