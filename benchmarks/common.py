@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import gc
 import importlib.metadata
 import json
@@ -94,7 +95,10 @@ def take_turns(
     warmup: int = 1,
     before: Callable[[], Any] | None = None,
 ) -> dict[str, Comparison]:
-    """The same with several sides to compare ours with: each turn runs all of theirs, then ours once."""
+    """The same with several sides to compare ours with: each turn runs all of theirs, then ours once.
+
+    Peak memory is that of the first turn, before which each side gives back what the one before it had freed.
+    """
     sides, names = [*theirs.values(), ours], [*theirs, "ours"]
     seconds: list[list[float]] = [[] for _ in sides]
     peaks = [0.0] * len(sides)
@@ -102,12 +106,15 @@ def take_turns(
         for side, work in enumerate(sides):
             if before is not None:
                 before()
+            if turn == 0:
+                trim()
             took, peak = timed(work)
             if took > TOLD:  # a long benchmark says how far it is, and what a cut one had found
                 print(f"turn {turn + 1} of {warmup + runs}: {names[side]} {took:.1f} s", flush=True)
             if turn >= warmup:
                 seconds[side].append(took)
-                peaks[side] = max(peaks[side], peak)
+            if turn == 0:
+                peaks[side] = peak
     return {
         name: Comparison(tuple(took), tuple(seconds[-1]), peak, peaks[-1])
         for name, took, peak in zip(theirs, seconds, peaks, strict=False)
@@ -128,6 +135,13 @@ def _status(key: str) -> float:
         if line.startswith(key + ":"):
             return int(line.split()[1]) / 1024
     return 0.0
+
+
+def trim() -> None:
+    """Give freed memory back to the system where it can be asked for, so that it is not counted as the next one's."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def reset_peak() -> None:

@@ -326,7 +326,6 @@ def main() -> None:
     options_parser.add_argument("--questions", type=int, default=None, help="trees at once (default 36)")
     options_parser.add_argument("--threads", type=int, default=2)
     options_parser.add_argument("--against", nargs="+", choices=list(TARGETS), default=list(TARGETS))
-    options_parser.add_argument("--warmup", type=int, default=1, help="turns that do not count (0: the checks warm up)")
     options = options_parser.parse_args()
     quick = options.quick
     torch.set_num_threads(options.threads)
@@ -366,7 +365,7 @@ def main() -> None:
         {name: run for name, (run, _) in sides.items()} | {"products": products},
         lambda: grow(engine, prompts, setting),
         runs=runs_of(options),
-        warmup=0 if quick else options.warmup,
+        warmup=0,  # the checks and the search above warm all sides up
     )
     ours = found.pop("products").ours
     rows = [side_row(name, comparison, sides[name][1], ours_tokens) for name, comparison in found.items()]

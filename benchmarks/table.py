@@ -37,6 +37,13 @@ def run(name: str, arguments: Sequence[str]) -> dict[str, Any] | None:
     return json.loads(last)
 
 
+def keep(results: Sequence[dict[str, Any] | None], out: Path | None) -> None:
+    """Write the results so far, one a line, where a file is wanted."""
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text("".join(json.dumps(result) + "\n" for result in results if result is not None))
+
+
 def table(results: Sequence[dict[str, Any]]) -> str:
     """One row a comparison: the benchmark's main one, then the others that it lists under `rows`."""
     lines = [("benchmark", "ratio", "spread", "ideal", "peak MiB theirs / ours", "seconds theirs / ours")]
@@ -96,11 +103,11 @@ def main() -> None:
         results: list[dict[str, Any] | None] = [json.loads(line) for line in options.read.read_text().splitlines()]
     else:
         arguments = ["--quick"] * options.quick + (["--model", options.model] if options.model else [])
-        results = [run(name, arguments) for name in options.names or NAMES]
+        results = []
+        for name in options.names or NAMES:
+            results.append(run(name, arguments))
+            keep(results, options.out)  # at once: a run that is stopped keeps what it found
     found = [result for result in results if result is not None]
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text("".join(json.dumps(result) + "\n" for result in found))
     print("\n" + table(found) + "\n\n" + provenance(found))
     if len(found) < len(results):
         raise SystemExit(1)

@@ -36,7 +36,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 os.environ.setdefault("TQDM_DISABLE", "1")  # before TRL reads it
 
-from common import Comparison, alternate, finish, parser, rounded, rss_mb, runs_of, same
+from common import Comparison, alternate, finish, parser, rounded, rss_mb, runs_of, same, trim
 from questions import prompts_of, source
 from treepref.codec import pack_tree, unpack_tree
 from treepref.driver import Job, drive
@@ -303,6 +303,7 @@ def compare(
         same(f"gradient of {name} (relative L2)", distance, TOLERANCE)
         if not runs:
             continue
+        trim()
         held = rss_mb()
         # both sides ran once already, for their gradients
         result = alternate(step, packed, runs=runs, warmup=0, before=lambda: model.zero_grad(set_to_none=True))
@@ -378,9 +379,9 @@ def main() -> None:
     made = parser(__doc__)
     made.add_argument("--model", default=None, help="a model folder (SmolLM2-135M); --quick has a tiny model instead")
     made.add_argument("--trees", type=Path, default=None, help="where searched trees are kept")
-    made.add_argument("--questions", type=int, default=4)
+    made.add_argument("--questions", type=int, default=8)
     made.add_argument("--simulations", type=int, default=40)
-    made.add_argument("--threads", type=int, default=None)
+    made.add_argument("--threads", type=int, default=2)
     made.add_argument("--against", nargs="*", choices=["unpacked", "trl"], default=["unpacked", "trl"])
     made.add_argument("--shapes", nargs="*", choices=["depth", "siblings"], default=["depth", "siblings"])
     made.add_argument("--check-only", action="store_true", help="compare gradients and time nothing")
@@ -388,8 +389,7 @@ def main() -> None:
     options = made.parse_args()
     if options.model is None and not options.quick:
         made.error("give --model FOLDER, or --quick")
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.threads)
     runs = 0 if options.check_only else runs_of(options)
     policy = load_policy(UNTRAINED if options.quick else options.model, device="cpu")
     policy.value_head = None
