@@ -36,7 +36,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 os.environ.setdefault("TQDM_DISABLE", "1")  # before TRL reads it
 
-from common import Comparison, alternate, finish, parser, rounded, rss_mb, runs_of, same, trim
+from common import Comparison, alternate, finish, parser, rounded, rss_mb, runs_of, same, timed, trim
 from questions import prompts_of, source
 from treepref.codec import pack_tree, unpack_tree
 from treepref.driver import Job, drive
@@ -264,9 +264,7 @@ def fastest(make: Callable[[Sequence[tuple[Side, Side]], int], Step], pairs: lis
     for batch in BATCHES:
         step = make(some, batch)
         step()  # warms up, and allocates what the optimizer keeps
-        started = time.perf_counter()
-        step()
-        seconds[batch] = time.perf_counter() - started
+        seconds[batch] = min(timed(step)[0] for _ in range(3))
     return min(seconds, key=seconds.__getitem__)
 
 
