@@ -242,7 +242,7 @@ def main() -> None:
             comparison, cpu_theirs, cpu_ours, nothing = compare(tokenizer, batch, length, runs_of(chosen))
             theirs, ours = (1000 / STEPS * statistics.median(s) for s in (comparison.theirs, comparison.ours))
             added = max(0.0, ours - 1000 / STEPS * nothing)
-            row = {"name": f"batch {batch}, {length} tokens", **comparison.as_dict()}
+            row = {"name": f"calculator, batch {batch}, {length} tokens", **comparison.as_dict()}
             row |= {"ms_theirs": round(theirs, 4), "ms_ours": round(ours, 4), "ms_added": round(added, 4)}
             row |= {"cpu_ms_theirs": round(cpu_theirs.ms_a_step, 4), "cpu_ms_ours": round(cpu_ours.ms_a_step, 4)}
             row["ideal"] = round(statistics.median(comparison.theirs) / nothing, 1)

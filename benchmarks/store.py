@@ -237,6 +237,7 @@ def main() -> None:
         threads=options.threads,
         ours="the bookkeeping of a search without a store",
         theirs="the same with journal and trees stored",
+        rows=[{"name": "store: a search with it over one without"} | found.as_dict()],
         stage=stage,
         journal=journal,
     )
