@@ -147,6 +147,8 @@ def test_stages_pass_their_name_and_round(loop: list[tuple], tmp_path: Path) -> 
 
 def test_ctrl_c_stops_with_130_and_says_how_to_go_on(tmp_path: Path) -> None:
     code = (
+        # Where the tests run in the background, as under nohup, a child would start with Ctrl-C ignored.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import sys, time, types; from treepref import cli\n"
         "def run(loaded, out): print('going', flush=True); time.sleep(30)\n"
         "stand_in = types.ModuleType('run'); stand_in.run = run\n"
