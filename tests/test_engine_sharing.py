@@ -15,7 +15,7 @@ from transformers import Gemma2Config, GPT2Config, LlamaConfig, MistralConfig, Q
 from engine_cases import spread_policy_of
 from treepref.engines import attention, torch_engine
 from treepref.engines.base import generate
-from treepref.engines.kv_cache import Block, cut_bands, sharing
+from treepref.engines.kv_cache import Block, cut_bands, cut_passes, sharing
 from treepref.engines.torch_engine import TorchEngine
 from treepref.models.policy import Policy, clone_policy
 from treepref.types import Choice, Completion, Request, Result
@@ -204,6 +204,47 @@ def test_bands_hold_every_row_once_and_little_padding(kinds: list[tuple[int, int
         band.put(found, slot_SN1)
         band.add(found, 100 * band.by_slot(own))
     assert found[:, 0].tolist() == [slot + 100 * row for row, slot in enumerate(slots)]
+
+
+@given(st.lists(st.integers(1, 300), max_size=40), st.integers(0, 600))
+@settings(max_examples=60, deadline=None)
+def test_passes_hold_every_text_once_and_another_only_where_padding_asks_for_it(counts: list[int], spare: int) -> None:
+    counts = sorted(counts, reverse=True)
+    cuts = cut_passes(counts, spare)
+    assert [text for cut in cuts for text in range(cut.start, cut.stop)] == list(range(len(counts)))
+    padding = [sum(counts[cut.start] - n for n in counts[cut]) for cut in cuts]
+    assert max(padding, default=0) <= spare
+    for cut, below, wasted in zip(cuts, cuts[1:], padding, strict=False):
+        assert wasted + counts[cut.start] - counts[below.start] > spare
+
+
+def test_prompts_of_mixed_lengths_are_prefilled_in_passes_of_similar_ones(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = []
+    plain_fill = torch_engine.fill
+
+    def watched(policy, cache, slots, ids_RS, position_RS, *, copy):
+        shapes.append(ids_RS.shape)
+        return plain_fill(policy, cache, slots, ids_RS, position_RS, copy=copy)
+
+    requests = asked(14, longest=60, given=(), choice=None)
+    lengths = [len(request.prefix) for request in requests]
+    monkeypatch.setattr(torch_engine, "fill", watched)
+    monkeypatch.setattr(torch_engine, "SPARE_TOKENS", 14 * 60)
+    whole = generate(TorchEngine(clone_policy(policy)), requests)
+    assert shapes == [(14, max(lengths))]
+    shapes.clear()
+    monkeypatch.setattr(torch_engine, "SPARE_TOKENS", 40)
+    engine = TorchEngine(clone_policy(policy))
+    cut = generate(engine, requests)
+    assert len(shapes) > 2 and sum(rows for rows, _ in shapes) == 14
+    assert sum(rows * steps for rows, steps in shapes) <= sum(lengths) + 40 * len(shapes) < 14 * max(lengths)
+    assert engine.cost.prefill_tokens == sum(lengths)
+    assert tokens(cut) == tokens(whole)
+    for request, result in zip(requests, cut, strict=True):
+        for completion in result.completions:
+            check_against_plain(policy, request.prefix, completion)
 
 
 def test_slots_close_up_when_their_last_row_leaves(policy: Policy) -> None:

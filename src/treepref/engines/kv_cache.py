@@ -147,6 +147,17 @@ def sharing(slots: Sequence[int], lengths: Sequence[int], prefixes: Block) -> Sh
     return Sharing(bands, prefixes)
 
 
+def cut_passes(lengths: Sequence[int], spare: int) -> list[slice]:
+    """Cut texts, the longest first, into passes in which at most `spare` tokens are padding."""
+    cuts, padding = [0], 0
+    for i, length in enumerate(lengths):
+        padding += lengths[cuts[-1]] - length
+        if padding > spare:
+            cuts.append(i)
+            padding = 0
+    return [slice(start, stop) for start, stop in zip(cuts, [*cuts[1:], len(lengths)], strict=True) if start < stop]
+
+
 class SlotCache(Cache):
     """What a transformers model is handed as its cache: `prefixes`, one row a slot, and `own`, the rows' tokens.
 

@@ -25,7 +25,7 @@ from treepref.engines.base import generate
 from treepref.engines.guide import Guide, score_guide
 from treepref.engines.jobs import Job, Placement, Question, Row
 from treepref.engines.kernels import Precision, pack
-from treepref.engines.kv_cache import Match, PrefixTree
+from treepref.engines.kv_cache import Match, PrefixTree, cut_passes
 from treepref.engines.sampling import sample, uniforms
 from treepref.errors import ModelError
 from treepref.models.policy import Policy
@@ -35,6 +35,8 @@ from treepref.types import Choice, Completion, Cost, Request, Result
 
 PREFILL_TOKENS = 4096
 """Most prompt tokens run through the model at once: bounds the memory of a prefill."""
+SPARE_TOKENS = 256
+"""Most padding of a prefill's pass on a CPU, in tokens: more takes longer than another pass. A GPU has room for it."""
 BUSY_SECONDS = 0.001
 """Pause before asking again, where every row awaits a tool."""
 
@@ -193,9 +195,9 @@ class TorchEngine:
             self._place(batch)
 
     def _place(self, batch: list[Placement]) -> None:
-        """Fill a slot for each request, those with something to compute in front: one pass serves them all."""
+        """Fill a slot for each request, those with most to compute in front (`_prefill`)."""
         start = len(self._cache.lengths)
-        batch.sort(key=lambda p: p.held == len(p.job.request.prefix))
+        batch.sort(key=lambda p: _most_to_run(p.job.request.prefix, p.held))
         self._reserve_slots([len(p.job.request.prefix) for p in batch])
         for slot, placement in enumerate(batch, start=start):
             self._load(slot, placement.match, placement.held)
@@ -212,14 +214,20 @@ class TorchEngine:
         self._begin(batch, hidden_PH)
 
     def _prefill(self, start: int, batch: Sequence[tuple[tuple[int, ...], Match, int]]) -> torch.Tensor:
-        """Run all but the first `held` tokens of each text, in the slots from `start` on; those with none come last.
+        """Run all but the first `held` tokens of each text, in the slots from `start` on; those with most come first.
 
-        Returns the hidden state of each text's last token [texts, H].
+        Texts of similar lengths share a pass. Returns the hidden state of each text's last token [texts, H].
         """
         known = [match.hidden_H for _, match, _ in batch if match.hidden_H is not None]
         texts = [text for text, match, _ in batch if match.hidden_H is None]
         held = [h for _, match, h in batch if match.hidden_H is None]
-        hidden_WH = self._hidden_RH[:0]
+        spare = SPARE_TOKENS if self.policy.device.type == "cpu" else PREFILL_TOKENS
+        cuts = cut_passes([len(text) - h for text, h in zip(texts, held, strict=True)], spare)
+        run = [self._run(start + cut.start, texts[cut], held[cut]) for cut in cuts]
+        return torch.cat([self._hidden_RH[:0], *run, *(hidden_H[None] for hidden_H in known)])
+
+    def _run(self, start: int, texts: Sequence[tuple[int, ...]], held: list[int]) -> torch.Tensor:
+        """One pass over what is not held of the texts, or one a token; returns hidden states of the last [texts, H]."""
         while any(h < len(text) for text, h in zip(texts, held, strict=True)):
             steps = 1 if self.deterministic else max(len(text) - h for text, h in zip(texts, held, strict=True))
             ids_RS = np.zeros((len(texts), steps), dtype=np.int64)
@@ -233,7 +241,7 @@ class TorchEngine:
             slots = slice(start, start + len(texts))
             hidden_WH = fill(self.policy, self._cache, slots, ids_RS, position_RS, copy=self.deterministic)[:, -1]
             held = [min(h + steps, len(text)) for text, h in zip(texts, held, strict=True)]
-        return torch.cat([hidden_WH, *(hidden_H[None] for hidden_H in known)])
+        return hidden_WH
 
     def _begin(self, batch: list[Placement], hidden_PH: torch.Tensor) -> None:
         """Give each sample of the placements, whose prefixes stand in the next slots, a row."""
@@ -275,7 +283,7 @@ class TorchEngine:
             question = self._questions.popleft()
             batch.append((question, *self._look_up(question.ids)))
             tokens += len(question.ids) - batch[-1][2]
-        batch.sort(key=lambda item: item[2] == len(item[0].ids))
+        batch.sort(key=lambda item: _most_to_run(item[0].ids, item[2]))
         self._reserve_slots([len(question.ids) for question, _, _ in batch])
         for slot, (question, match, held) in enumerate(batch, start=start):
             self._load(slot, match, held)
@@ -546,3 +554,8 @@ class TorchEngine:
             grown = self._hidden_RH.new_zeros(max(rows, 2 * len(self._hidden_RH)), self.policy.hidden_size)
             grown[: len(self._hidden_RH)] = self._hidden_RH
             self._hidden_RH = grown
+
+
+def _most_to_run(text: Sequence[int], held: int) -> tuple[int, int]:
+    """Sorts texts by the tokens that must be computed, then by all of them, from the most to the least."""
+    return held - len(text), -len(text)
