@@ -179,8 +179,8 @@ def test_the_prefix_of_siblings_is_held_once(policy: Policy) -> None:
     engine._forward = watched
     generate(engine, [Request("r", (7,) * 60, 32, tuple(range(32)), 8, delimiter=None)])
     assert lengths[0] == ([60], [0] * 32)
-    assert engine._cache.prefixes.kv_LCRKTD.shape == (2, 2, 1, 2, 64, 8)
-    assert engine._cache.own.kv_LCRKTD.shape == (2, 2, 32, 2, 16, 8)
+    for block, rows, length in ((engine._cache.prefixes, 1, 64), (engine._cache.own, 32, 16)):
+        assert block.key_LRKTD.shape == block.value_LRKTD.shape == (2, rows, 2, length, 8)
 
 
 @given(st.lists(st.tuples(st.integers(1, 70), st.integers(1, 3000)), min_size=1, max_size=40), st.randoms())
@@ -251,8 +251,9 @@ def test_slots_close_up_when_their_last_row_leaves(policy: Policy) -> None:
     cache = attention.slot_cache(policy)
     cache.prefixes.reserve(4, 8)
     cache.own.reserve(6, 4)
-    cache.prefixes.kv_LCRKTD[:] = torch.arange(4)[:, None, None, None]
-    cache.own.kv_LCRKTD[:] = 10 + torch.arange(6)[:, None, None, None]
+    for block, first in ((cache.prefixes, 0), (cache.own, 10)):
+        rows = len(block.value_LRKTD[0])
+        block.key_LRKTD[:] = block.value_LRKTD[:] = first + torch.arange(rows)[:, None, None, None]
     cache.add([3, 4, 5, 6], [1, 2, 1, 2])
     cache.keep([0, 5, 2, 4], own=[2, 2, 2, 2])  # rows 1 and 3 leave: slot 2 is free, slot 3 moves into it
     assert (cache.slots, cache.lengths) == ([0, 2, 1, 2], [3, 4, 6])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 from functools import partial
 
 import numpy as np
@@ -185,23 +187,58 @@ def test_sampled_frequencies_follow_the_tempered_nucleus() -> None:
     assert logp[token == 1][0].exp().item() == pytest.approx(logits.softmax(0)[1].item(), abs=1e-5)
 
 
-def test_room_for_keys_and_values_follows_what_is_in_use() -> None:
-    block = Block(1, 1, 2, torch.float32, torch.device("cpu"))
+@pytest.mark.parametrize("columns", [False, True])
+def test_room_for_keys_and_values_follows_what_is_in_use(columns: bool) -> None:
+    block = Block(1, 1, 2, torch.float32, torch.device("cpu"), columns=columns)
+
+    def shapes() -> set[tuple[int, ...]]:
+        return {tuple(of_all.shape[1:4]) for of_all in (block.key_LRKTD, block.value_LRKTD)}
+
     block.reserve(256, 150)
-    block.kv_LCRKTD[:, :, 0, :, :3] = 7.0
+    block.write(0, 0, torch.tensor([7.0, 8.0])[None, :, None, None, None].expand(1, 2, 1, 3, 2))
     block.reserve(1, 2000)  # a long row, alone: not 256 of them
-    assert block.kv_LCRKTD.shape[2:5] == (1, 1, 2000)
+    assert shapes() == {(1, 1, 2000)}
     block.reserve(200, 100)  # many short ones again: not as long as that one
-    assert block.kv_LCRKTD.shape[2:5] == (200, 1, 112)
-    assert (block.kv_LCRKTD[:, :, 0, :, :3] == 7.0).all() and block.kv_LCRKTD.sum() == 7.0 * 12
+    assert shapes() == {(200, 1, 112)}
+    assert (block.read(0, 0, 3)[:, 0] == 7.0).all() and (block.read(0, 0, 3)[:, 1] == 8.0).all()
+    assert (block.key_LRKTD.sum(), block.value_LRKTD.sum()) == (7.0 * 6, 8.0 * 6)
     block.reserve(210, 90)
-    assert block.kv_LCRKTD.shape[2:5] == (300, 1, 112)  # by half, and a length that is still of use stays
+    assert shapes() == {(300, 1, 112)}  # by half, and a length that is still of use stays
+
+
+@pytest.mark.parametrize("columns", [False, True])
+def test_a_row_reads_what_was_written_and_moves_whole(columns: bool) -> None:
+    block = Block(2, 3, 4, torch.float32, torch.device("cpu"), columns=columns)
+    block.reserve(2, 8)
+    assert block.key_LRKTD.stride(-1) == (16 if columns else 1)
+    written_LCKTD = torch.randn(2, 2, 3, 5, 4)
+    block.write(1, 2, written_LCKTD)
+    assert torch.equal(block.read(1, 2, 7), written_LCKTD)
+    block.move(1, 0, 7)
+    assert torch.equal(block.read(0, 3, 6), written_LCKTD[:, :, :, 1:4])
+    assert torch.equal(block.value_LRKTD[:, 0, :, 2:7], written_LCKTD[:, 1])
+
+
+def test_a_cleared_prefix_tree_frees_its_memory_at_once() -> None:
+    row = Block(1, 1, 2, torch.float32, torch.device("cpu"))
+    row.reserve(1, 8)
+    tree = PrefixTree(1 << 20)
+    tree.insert((1, 2, 3), partial(row.read, 0), None)
+    tree.insert((1, 2, 3, 4, 5), partial(row.read, 0), None)
+    held = [weakref.ref(segment.kv_LCKTD) for segment, _ in tree.match((1, 2, 3, 4, 5)).segments]
+    gc.disable()
+    try:
+        tree.clear()
+        assert len(held) == 2 and not any(kept() is not None for kept in held)
+    finally:
+        gc.enable()
+    assert tree.bytes == 0 and tree.match((1, 2)).length == 0
 
 
 def test_prefix_tree_splits_and_finds_partial_matches() -> None:
     row = Block(1, 1, 2, torch.float32, torch.device("cpu"))
     row.reserve(2, 8)
-    row.kv_LCRKTD[:] = torch.arange(row.kv_LCRKTD.numel()).view_as(row.kv_LCRKTD).float()
+    row.write(0, 0, torch.arange(32).view(1, 2, 1, 8, 2).float())
     tree = PrefixTree(1 << 20)
     tree.insert((1, 2, 3, 4), partial(row.read, 0), torch.ones(3))
     tree.insert((1, 2, 9), partial(row.read, 0), torch.zeros(3))

@@ -60,8 +60,7 @@ def shared_attention(
         key_SKPD, value_SKPD = shared.prefix(band, module.layer_idx)
         query_SKMD = band.by_slot(query_RKGD).transpose(1, 2).flatten(2, 3)
         own_SKNGT = band.by_slot(own_RKGT).transpose(1, 2)
-        # Keys times queries: on a CPU a third faster than queries times keys.
-        score_SKMP = (key_SKPD @ query_SKMD.transpose(-1, -2)).transpose(-1, -2)
+        score_SKMP = query_SKMD @ key_SKPD.transpose(-1, -2)
         weight_SKNGL = _weights(own_SKNGT, score_SKMP, band.by_slot(attention_mask[:, 0, 0])).to(value.dtype)
         out_SKMD = weight_SKNGL[..., n_own:].flatten(2, 3) @ value_SKPD
         outs.append(out_SKMD.unflatten(2, weight_SKNGL.shape[2:4]).transpose(1, 2))
