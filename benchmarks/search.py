@@ -268,12 +268,13 @@ def profile(
 ) -> tuple[list[Tree], Clock, dict]:
     """One search with the parts timed: its trees, the passes that it made, and prefill avoided with shares of time."""
     clock, policy = Clock(), engine.policy
-    engine.policy = Proxy(policy, clock, body="body", head="head")  # type: ignore[assignment]
+    engine.policy = Proxy(policy, clock, body="body")  # type: ignore[assignment]
+    logits, engine._logits = engine._logits, clock.wrap("head", engine._logits)  # type: ignore[method-assign]
     before, started = engine.cost + type(engine.cost)(), time.perf_counter()
     search = Proxy(mcts(setting), clock, ask="tree", tell="tree", done="tree")
     trees = grow(engine, prompts, setting, search=search, front=Proxy(engine, clock, submit="engine", poll="engine"))
     seconds = time.perf_counter() - started
-    engine.policy = policy
+    engine.policy, engine._logits = policy, logits  # type: ignore[method-assign]
     cost, spent = engine.cost - before, clock.seconds
     model = spent["body"] + spent["head"]
     parts = {

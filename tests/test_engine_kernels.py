@@ -11,6 +11,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from treepref.driver import Job, drive
+from treepref.engines import kernels, torch_engine
 from treepref.engines.base import generate
 from treepref.engines.kernels import SMALLEST, PackedLinear, pack
 from treepref.engines.torch_engine import TorchEngine
@@ -84,6 +85,23 @@ def test_int8_rows_do_not_share_a_scale():
         assert relative(model(loud)[:4], wanted) < 0.03
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+def test_outputs_go_where_they_are_wanted(precision, monkeypatch):
+    monkeypatch.setattr(kernels, "HANDED_BACK", 4 * 3 * 4 * WIDE)  # three rows at a time below float32
+    model, x = layers(), torch.randn(7, WIDE)
+    try:
+        pack(model, precision)
+    except ModelError as error:
+        pytest.skip(str(error))
+    for layer in (model[0], model[2]):  # with a bias and without
+        room = torch.full((9, layer.out_features), torch.nan)
+        with torch.inference_mode():
+            found = layer.into(x, room[:7])
+            assert found.data_ptr() == room.data_ptr() and room[7:].isnan().all()
+            # In int8 the activations' range is that of the rows that run together.
+            assert relative(found, layer(x)) < (0.04 if precision == "int8" else 1e-5)
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_changed_weight_is_packed_anew(precision):
     model, x = layers(), torch.randn(8, WIDE)
@@ -155,6 +173,23 @@ def wide_policy():
     )  # fmt: skip
     policy.model = LlamaForCausalLM(config).eval()
     return policy
+
+
+def test_large_logits_reuse_their_memory_and_are_the_same(wide_policy, monkeypatch):
+    monkeypatch.setattr(kernels, "SMALLEST", 1)
+    prompt = tuple(wide_policy.tokenizer("1 + 2 =")["input_ids"])
+    requests = [Request(f"r{i}", prompt, i, tuple(range(i)), 3 * i, delimiter=None) for i in (1, 3, 2)]
+    plain = generate(TorchEngine(clone_policy(wide_policy)), requests)
+    monkeypatch.setattr(torch_engine, "HANDED_BACK", 1)
+    engine = TorchEngine(clone_policy(wide_policy))
+    if not isinstance(engine.policy.model.get_output_embeddings(), PackedLinear):
+        pytest.skip("torch was built without MKL")
+    found = generate(engine, requests)
+    assert len(engine._logits_BV) == 6
+    for a, b in zip(plain, found, strict=True):
+        assert [c.tokens for c in a.completions] == [c.tokens for c in b.completions]
+        for x, y in zip(a.completions, b.completions, strict=True):
+            assert x.logprobs == pytest.approx(y.logprobs, abs=1e-5)
 
 
 def searched(policy, precision):

@@ -25,6 +25,8 @@ Precision = Literal["float32", "bfloat16", "int8"]
 
 TYPICAL_ROWS = 64
 """The number of rows that the layout of a packed weight is chosen for; it serves any number."""
+HANDED_BACK = 32 << 20
+"""Bytes from which the C library always hands memory back to the system, to ask for it anew: the limit of glibc."""
 SMALLEST = 1 << 16
 """Weights of a layer from which packing pays: below, calls cost more than products."""
 
@@ -48,6 +50,20 @@ class PackedLinear(nn.Linear):
         if self._packed is None or self._packed[1] != state:
             self._packed = (_PACK[self.precision](self), state)
         return _MULTIPLY[self.precision](self, input, self._packed[0])
+
+    def into(self, input: Tensor, out: Tensor) -> Tensor:
+        """`forward` of [rows, in], written into the memory of `out` [rows, out]; in float32 by the plain product.
+
+        For outputs so large that the system takes their memory back each time: the product's gain by packing is less
+        than what it costs to have that much memory given anew.
+        """
+        if self.precision == "float32":
+            torch.mm(input, self.weight.t(), out=out)
+            return out if self.bias is None else out.add_(self.bias)
+        rows = max(1, HANDED_BACK // 4 // max(1, out[0].numel() * out.element_size()))
+        for part, part_out in zip(input.split(rows), out.split(rows), strict=True):
+            part_out.copy_(self(part))
+        return out
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied or pickled: the layer without its packed weight."""

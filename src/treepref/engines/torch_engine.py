@@ -24,7 +24,7 @@ from treepref.engines.attention import can_share, decode, fill, slot_cache
 from treepref.engines.base import generate
 from treepref.engines.guide import Guide, score_guide
 from treepref.engines.jobs import Job, Placement, Question, Row
-from treepref.engines.kernels import Precision, pack
+from treepref.engines.kernels import HANDED_BACK, PackedLinear, Precision, pack
 from treepref.engines.kv_cache import Match, PrefixTree, cut_passes
 from treepref.engines.sampling import sample, uniforms
 from treepref.errors import ModelError
@@ -79,6 +79,7 @@ class TorchEngine:
         self._prefixes = PrefixTree(cache_mb << 20)
         self._cache = slot_cache(policy)
         self._hidden_RH = torch.zeros(0, policy.hidden_size, dtype=policy.dtype, device=policy.device)
+        self._logits_BV = self._hidden_RH.new_empty(0, self._vocabulary)
         self._step_ends: dict[str, StepEnd] = {}
 
     # --- the engine's contract
@@ -307,7 +308,7 @@ class TorchEngine:
         waiting = self._wait(guided) if guided else set()
         if len(waiting) == len(rows):
             return any(row.finish is not None for row in rows)
-        logits_BV = self.policy.head(self._hidden_RH[: len(rows)])
+        logits_BV = self._logits(self._hidden_RH[: len(rows)])
         device = logits_BV.device
         seeds = np.array([r.seed for r in rows], dtype=np.uint64)
         uniform_B = torch.from_numpy(uniforms(seeds, np.array([len(r.tokens) for r in rows], dtype=np.uint64)))
@@ -336,6 +337,16 @@ class TorchEngine:
                 row.finish = "length"
         self.cost.generated_tokens += len(rows) - len(waiting) - len(dictated)
         return True
+
+    def _logits(self, hidden_BH: torch.Tensor) -> torch.Tensor:
+        """Logits [B, V], in memory that the next call overwrites where they are large."""
+        head = self.policy.model.get_output_embeddings()
+        size = len(hidden_BH) * self._vocabulary
+        if not isinstance(head, PackedLinear) or size * hidden_BH.element_size() < HANDED_BACK:
+            return self.policy.head(hidden_BH)
+        if len(self._logits_BV) < len(hidden_BH):
+            self._logits_BV = hidden_BH.new_empty(len(hidden_BH), self._vocabulary)
+        return head.into(hidden_BH, self._logits_BV[: len(hidden_BH)])
 
     def _wait(self, guided: Sequence[int]) -> set[int]:
         """Rows that get no token in this round: they await a tool, or its result just ended them."""
