@@ -293,12 +293,15 @@ def profile(
 class Products:
     """The matrix products of recorded passes and nothing else: what the machine allows for those shapes."""
 
-    def __init__(self, policy: Policy, clock: Clock) -> None:
-        head = policy.model.get_output_embeddings()
-        body = [m for m in policy.model.modules() if isinstance(m, nn.Linear) and m is not head]
+    def __init__(self, engine: TorchEngine, clock: Clock) -> None:
+        model = engine.policy.model
+        head = model.get_output_embeddings()
+        body = [(m, m.in_features) for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
+        # Logits as the engine makes them: in memory that is there, or page faults would count as products.
+        logits = [(engine._logits, head.in_features)]
         self.passes = [
-            (layers, {n: torch.randn(rows, n) for n in {layer.in_features for layer in layers}}, count)
-            for layers, counts in ((body, clock.shapes), ([head], clock.head_rows))
+            (layers, {n: torch.randn(rows, n) for _, n in layers}, count)
+            for layers, counts in ((body, clock.shapes), (logits, clock.head_rows))
             for rows, count in counts.items()
         ]
         self.seconds: list[float] = []
@@ -312,8 +315,8 @@ class Products:
             tries = min(count, 48)
             started = time.perf_counter()
             for _ in range(tries):
-                for layer in layers:  # all layers, so that weights stream from memory as they do in the model
-                    layer(inputs[layer.in_features])
+                for layer, n in layers:  # all layers, so that weights stream from memory as they do in the model
+                    layer(inputs[n])
             total += (time.perf_counter() - started) * count / tries
         self.seconds.append(total)
 
@@ -339,7 +342,7 @@ def main() -> None:
     greedy = check(policy, engine, prompts[:2], Setting(setting.children, 2, setting.step_tokens))
 
     trees, clock, parts = profile(engine, prompts, setting)
-    products = Products(engine.policy, clock)
+    products = Products(engine, clock)
     work = expansions(trees, setting)
     step = setting.children * setting.step_tokens
     first, several = work[0][:1] + work[-1][:1], [work[k][0] for k in range(len(work))]
