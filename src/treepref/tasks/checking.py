@@ -23,11 +23,16 @@ _CACHED = 200_000
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`answer` is the canonical form of what was found, None where nothing was; `error` why a check failed to run."""
+    """Whether a solution is right, and what was read of it."""
 
     correct: bool
     answer: str | None = None
+    """The canonical form of what was found; None where nothing can be read."""
     error: str | None = None
+    """Why a check failed to run."""
+    strict: bool = False
+    """Right also for a reader that knows only the form in which the task's own solutions state their answer, such as
+    GSM8K's '#### 18'. Where `correct` is true and this is not, the model was right in a form of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +88,11 @@ class Checker:
         answer = self.rule.canonical(found) if found else None
         if self._own:
             correct, error = self._ask(text, problem)
-            return Verdict(correct, answer, error)
+            return Verdict(correct, answer, error, strict=correct)
         if found is None or answer is None:
             return Verdict(False)
         correct, error = self._compare(found, problem)
-        return Verdict(correct, answer, error)
+        return Verdict(correct, answer, error, strict=correct)
 
     def check_many(self, pairs: Iterable[tuple[str, Problem]]) -> list[Verdict]:
         """Verdicts in the order of (text, problem)."""
