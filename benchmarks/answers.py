@@ -83,9 +83,8 @@ def main() -> None:
         print(f"{file.name}: {len(judged)} of {len(statements)} statements judged")
         print("| kind | right ones | judged wrong | others | judged right |\n|---|---|---|---|---|")
         for kind in sorted({kind for kind, _ in counts}):
-            print(
-                f"| {kind} | {counts[kind, True]} | {errors[kind, True]} | {counts[kind, False]} | {errors[kind, False]} |"
-            )
+            cells = (counts[kind, True], errors[kind, True], counts[kind, False], errors[kind, False])
+            print(f"| {kind} | {' | '.join(map(str, cells))} |")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from treepref.config import SplitConfig, TaskConfig
 from treepref.errors import DataError, RecipeError
-from treepref.tasks import Checker, answers, gym, load_splits, load_task
+from treepref.tasks import Checker, answers, gym, latex, load_splits, load_task, numbers
 from treepref.tasks.files import parse_gsm8k, parse_math, read_items
 from treepref.types import Problem, Question
 
@@ -32,23 +32,23 @@ PROBLEM = Problem("p1", "How many?", "5")
         ("1,000", "1000"), ("$1,234.50", "1234.5"), ("-$5", "-5"), ("$-5", "-5"), ("50%", "50"), ("12.50 %", "12.5"),
         (".5", "0.5"), ("1/2", "0.5"), ("-2/6", "-1/3"), ("0.125", "0.125"), ("$7$", "7"), ("£3", "3"),
         ("1,2", None), ("1,0000", None), ("5 6", None), ("1/0", None), ("--5", None), ("-$-5", None), ("five", None),
-        ("", None), ("1e9", None), ("5+0", None), ("9" * 5000, None),
+        ("", None), ("1e9", "1000000000"), ("5+0", None), ("9" * 5000, None),
     ],
 )  # fmt: skip
 def test_numbers_have_one_form(text, value):
-    assert answers.number_or_none(text) == value
+    assert numbers.number_or_none(text) == value
 
 
 @given(st.fractions(max_denominator=10**6))
 def test_canonical_numbers_read_back_as_themselves(value):
-    assert answers.parse_number(answers.canonical_number(value)) == value
+    assert numbers.parse_number(numbers.canonical_number(value)) == value
 
 
 @given(st.integers(-(10**9), 10**9), st.integers(0, 6))
 def test_written_decimals_are_canonical(digits, places):
     value = Fraction(digits, 10**places)
     written = f"{digits / 10**places:.{places}f}"
-    assert answers.canonical_number(value) == (str(value) if value.denominator == 1 else written.rstrip("0"))
+    assert numbers.canonical_number(value) == (str(value) if value.denominator == 1 else written.rstrip("0"))
 
 
 @pytest.mark.parametrize(
@@ -56,13 +56,13 @@ def test_written_decimals_are_canonical(digits, places):
     [
         ("2+3=5\n#### 5", "5"), ("#### 4\n#### 5 apples.", "5"), ("so #### $1,000", "1000"),
         ("The answer is -5.", "-5"),
-        ("Final answer: 5 km", "5"), ("it is 5", None),
+        ("Final answer: 5 km", "5"), ("it is 5", "5"),
         ("#### 5 + 3", None), ("####", None), ("answer is 5 or 6", None),
         ("the answer is 4. No: the answer is 5", "5"), ("the answer is 7\n####", None),
     ],
 )  # fmt: skip
 def test_gsm8k_answers(text, answer):
-    assert answers.marked_number(text) == answer
+    assert answers.read_number(text) == answer
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_gsm8k_answers(text, answer):
     ],
 )  # fmt: skip
 def test_boxed_answers(text, answer):
-    assert answers.last_boxed(text) == answer
+    assert latex.last_boxed(text) == answer
 
 
 def test_latex_votes_fall_together_where_only_the_writing_differs():
@@ -86,9 +86,9 @@ def test_latex_votes_fall_together_where_only_the_writing_differs():
         (r"2\pi r", r"2 \pi  r"),
     ]
     for group in same:
-        assert len({answers.canonical_latex(text) for text in group}) == 1, group
-    assert answers.canonical_latex(r"\pi x") != answers.canonical_latex(r"\pix")
-    assert answers.canonical_latex(r"-\frac{1}{2}") == "-0.5"
+        assert len({latex.canonical_latex(text) for text in group}) == 1, group
+    assert latex.canonical_latex(r"\pi x") != latex.canonical_latex(r"\pix")
+    assert latex.canonical_latex(r"-\frac{1}{2}") == "-0.5"
 
 
 def countdown_problem():
@@ -151,7 +151,7 @@ def test_math_gold_checks_as_right(data_dir):
     with task.checker() as checker:
         for problem in [item.problem for item in found.items][:150]:
             verdict = checker.check(task.solution_text(problem, Random(0)), problem)
-            assert verdict.correct and verdict.answer == answers.canonical_latex(problem.answer), problem
+            assert verdict.correct and verdict.answer == latex.canonical_latex(problem.answer), problem
         half = Problem("m", "?", r"\frac{1}{2}")
         assert checker.check(r"\boxed{0.5}", half).correct
         for wrong in (r"\boxed{-\frac{1}{2}}", r"\boxed{-0.5}", r"\frac{1}{2}", r"\boxed{\frac{1}{2"):

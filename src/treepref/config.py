@@ -70,6 +70,9 @@ class TaskConfig(Section):
     """The text that ends a step."""
     checker: str | None = None
     """`module:function(text, problem) -> bool`; None takes the task's own."""
+    answer: Literal["auto", "number", "math", "text", "boxed"] = "auto"
+    """How answers of gsm8k, math, svamp and jsonl are read. `auto`: the kind's own way, for jsonl a number where the
+    problem's answer is one and text elsewhere; `math`: LaTeX compared by value; `boxed`: the same, in a box alone."""
     check_seconds: float = Field(5.0, gt=0)
     """A hung answer check costs this long, and counts as wrong."""
     tool: Literal["calculator", "python"] | None = None

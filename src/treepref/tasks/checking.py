@@ -1,18 +1,17 @@
 """Is a solution's answer right? Extract the answer first, then compare; right only at full score.
 
-Knows how each kind of task writes and compares answers. Knows no prompt, no file and no tree. Comparisons that belong
-to others (math-verify, reasoning-gym's scorers, users' checkers) run in a process that can be killed.
+How a kind of task writes and compares answers stands in rules.py. Knows no prompt, no file and no tree. Comparisons
+that belong to others (math-verify, reasoning-gym's scorers, users' checkers) run in a process that can be killed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
 
-from treepref.tasks import answers
-from treepref.tasks.expressions import ExpressionError, evaluate, numbers_in, parse_expression
 from treepref.tasks.isolation import IsolatedFunction
+from treepref.tasks.rules import AnswerRule
 from treepref.types import Problem
 
 MEMORY_MB = 4096
@@ -33,21 +32,6 @@ class Verdict:
     strict: bool = False
     """Right also for a reader that knows only the form in which the task's own solutions state their answer, such as
     GSM8K's '#### 18'. Where `correct` is true and this is not, the model was right in a form of its own."""
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerRule:
-    """How one kind of task finds, writes and compares answers."""
-
-    extract: Callable[[str, str, Problem | None], str | None]
-    """(text, delimiter, problem) → the answer as written, None where there is none.
-
-    Of the problem only what its question shows may be used, such as the choices; None: it is not at hand.
-    """
-    canonical: Callable[[str], str | None]
-    """The answer as written → the form that votes count, None where it is not an answer of this kind."""
-    agrees: Callable[[str, Problem], bool] | str
-    """(the answer as written, problem) → right or wrong; as text, `module:function` to call in a worker process."""
 
 
 class Checker:
@@ -91,8 +75,17 @@ class Checker:
             return Verdict(correct, answer, error, strict=correct)
         if found is None or answer is None:
             return Verdict(False)
-        correct, error = self._compare(found, problem)
-        return Verdict(correct, answer, error, strict=correct)
+        correct, error = True, None
+        if answer != self.rule.canonical(problem.answer):  # equal forms are right: no vote can differ from its verdict
+            correct, error = self._compare(found if self.rule.as_written else answer, problem)
+        return Verdict(correct, answer, error, strict=correct and self._strictly(text, answer))
+
+    def _strictly(self, text: str, answer: str) -> bool:
+        """Whether the answer stands in the one form of the task's own solutions too."""
+        if self.rule.strict is None:
+            return True
+        found = self.rule.strict(text)
+        return found is not None and self.rule.canonical(found) == answer
 
     def check_many(self, pairs: Iterable[tuple[str, Problem]]) -> list[Verdict]:
         """Verdicts in the order of (text, problem)."""
@@ -102,9 +95,10 @@ class Checker:
         """None where the problem's own answer counts as right; otherwise why not. A user's checker is not asked."""
         if self._own:
             return None
-        if self.rule.canonical(problem.answer) is None:
+        gold = self.rule.canonical(problem.answer)
+        if gold is None:
             return f"its answer {problem.answer[:60]!r} cannot be read"
-        correct, error = self._compare(problem.answer, problem)
+        correct, error = self._compare(problem.answer if self.rule.as_written else gold, problem)
         return (
             None
             if correct
@@ -112,6 +106,8 @@ class Checker:
         )
 
     def _compare(self, found: str, problem: Problem) -> tuple[bool, str | None]:
+        if self.rule.agrees is None:
+            return found == self.rule.canonical(problem.answer), None
         if callable(self.rule.agrees):
             return self.rule.agrees(found, problem), None
         key = (problem.id, problem.answer, found)  # search brings the same answer many times
@@ -136,77 +132,3 @@ class Checker:
                 self._failed.clear()
             self._failed[key] = error
         return correct, error
-
-
-# --- the rules
-
-
-def numbers_agree(found: str, problem: Problem) -> bool:
-    """Equal numbers, sign included."""
-    gold = answers.parse_number(problem.answer)
-    return gold is not None and answers.parse_number(found) == gold
-
-
-def countdown_agrees(found: str, problem: Problem) -> bool:
-    """Any expression that uses each given number exactly once and makes the target.
-
-    That is what full score means in reasoning-gym's countdown, whatever its question says of "at most once".
-    """
-    if "." in found:
-        return False
-    try:
-        expression = parse_expression(found)
-        if evaluate(expression) != problem.meta["target"]:
-            return False
-    except ExpressionError:
-        return False
-    return sorted(map(abs, numbers_in(expression))) == sorted(problem.meta["numbers"])
-
-
-def plain_agrees(found: str, problem: Problem) -> bool:
-    """Where the gold answer is a number: equal numbers, units allowed behind; otherwise equal text, case aside."""
-    gold = answers.parse_number(problem.answer)
-    if gold is None:
-        return answers.plain_text(found) == answers.plain_text(problem.answer)
-    return gold in (answers.parse_number(found), answers.leading_number(found))
-
-
-def _last_line(text: str, delimiter: str, problem: Problem | None) -> str | None:
-    return answers.last_line(text, delimiter)
-
-
-def _last_result(text: str, delimiter: str, problem: Problem | None) -> str | None:
-    """What the last line comes to: all of it, or what follows its last '='."""
-    line = answers.last_line(text, delimiter)
-    return line.rpartition("=")[2].strip() if line else None
-
-
-def _marked(text: str, delimiter: str, problem: Problem | None) -> str | None:
-    return answers.marked_number(text)
-
-
-def _boxed(text: str, delimiter: str, problem: Problem | None) -> str | None:
-    return answers.last_boxed(text)
-
-
-def _marked_or_last(text: str, delimiter: str, problem: Problem | None) -> str | None:
-    """The rest of the text after '####' (it may have lines), else after an answer phrase, else the last line."""
-    if answers.MARK in text:
-        return answers.after_mark(text, whole=True)
-    return answers.after_phrase(text) or answers.last_line(text, delimiter)
-
-
-def _plain(text: str, delimiter: str, problem: Problem | None) -> str | None:
-    text = answers.without_calculations(text)
-    if answers.MARK in text:
-        return answers.after_mark(text)
-    return answers.last_boxed(text) or answers.after_phrase(text) or answers.last_line(text, delimiter)
-
-
-CHAIN = AnswerRule(_last_result, answers.bare_number, numbers_agree)
-ARITHMETIC = AnswerRule(_last_line, answers.bare_number, numbers_agree)
-COUNTDOWN = AnswerRule(_last_line, answers.canonical_expression, countdown_agrees)
-GSM8K = AnswerRule(_marked, answers.number_or_none, numbers_agree)
-MATH = AnswerRule(_boxed, answers.canonical_latex, "treepref.tasks.math_compare:agrees")
-REASONING_GYM = AnswerRule(_marked_or_last, answers.plain_text, "treepref.tasks.gym_compare:agrees")
-PLAIN = AnswerRule(_plain, answers.plain_text, plain_agrees)

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
 
-from treepref.tasks.checking import AnswerRule
-from treepref.tasks.choice_answers import ALPHABET, last_statement, read_choice, same_text
+from treepref.tasks.choice_answers import ALPHABET, last_statement, read_choice, same_text, strict_choice
 from treepref.tasks.files import BadRow, Parse, Row, row_id, row_text
 from treepref.tasks.rationales import solution_lines
+from treepref.tasks.rules import AnswerRule
 from treepref.types import Problem
 
 _LABELLED = re.compile(r"\s*\(?([A-Za-z])\s*[).:]\s*(.*)", re.DOTALL)
@@ -173,4 +173,4 @@ def _letter(text: str) -> str | None:
     return text if len(text) == 1 and text in ALPHABET else None
 
 
-CHOICE = AnswerRule(_read, _letter, lambda found, problem: found == problem.answer)
+CHOICE = AnswerRule(_read, _letter, strict=strict_choice)

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from treepref.errors import DataError
-from treepref.tasks.answers import MARK, canonical_number, last_boxed, parse_number
+from treepref.tasks.latex import last_boxed
+from treepref.tasks.numbers import canonical_number, parse_number
 from treepref.tasks.rationales import drop_annotations
+from treepref.tasks.statements import MARK
 from treepref.types import Problem
 
 HUB_IDS = {

@@ -15,8 +15,8 @@ from random import Random
 from typing import Any
 
 from treepref.errors import RecipeError
-from treepref.tasks.answers import parse_number
 from treepref.tasks.expressions import ExpressionError, evaluate, parse_expression
+from treepref.tasks.numbers import parse_number
 from treepref.tasks.rationales import arithmetic_steps, chain_steps, countdown_steps
 from treepref.types import Problem
 

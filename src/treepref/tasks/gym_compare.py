@@ -8,8 +8,8 @@ from typing import Any
 
 import reasoning_gym
 
-from treepref.tasks.answers import parse_number
 from treepref.tasks.gym import decode_plain
+from treepref.tasks.numbers import parse_number
 from treepref.types import Problem
 
 

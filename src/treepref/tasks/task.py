@@ -12,13 +12,14 @@ from random import Random
 
 from treepref.config import TaskConfig
 from treepref.errors import DataError, RecipeError
-from treepref.tasks import checking
-from treepref.tasks.answers import MARK
-from treepref.tasks.checking import AnswerRule, Checker
+from treepref.tasks import rules
+from treepref.tasks.checking import Checker
 from treepref.tasks.choices import CHOICE, PARSERS
 from treepref.tasks.choices import SELF_EVALUATION as CHOICE_SELF_EVALUATION
 from treepref.tasks.functions import is_function_name, load_function
 from treepref.tasks.rationales import arithmetic_steps, chain_steps, solution_lines
+from treepref.tasks.rules import AnswerRule
+from treepref.tasks.statements import MARK, statements
 from treepref.types import Problem, Question
 
 Prompt = Callable[[Question], str]
@@ -39,13 +40,16 @@ def _written(problem: Problem, granularity: list[int], rng: Random) -> list[str]
     return solution_lines(problem.rationale or "")
 
 
-def _written_with_answer(problem: Problem, granularity: list[int], rng: Random) -> list[str]:
-    """A user's rationale, and a line '#### answer' where the answer cannot be found in it."""
+def _written_with_answer(
+    problem: Problem, granularity: list[int], rng: Random, rule: AnswerRule = rules.PLAIN
+) -> list[str]:
+    """A rationale, and a line with the answer in the form that `rule` reads where it does not state the answer."""
     lines = solution_lines(problem.rationale or "")
-    found = checking.PLAIN.extract("\n".join(lines), "\n", problem)
-    if found is not None and checking.plain_agrees(found, problem):
+    text = "\n".join(lines)
+    found = rule.extract(text, "\n", problem) if statements(text) else None
+    if found is not None and rule.canonical(found) == rule.canonical(problem.answer):
         return lines
-    return [*lines, f"{MARK} {problem.answer}"]
+    return [*lines, rf"\boxed{{{problem.answer}}}" if rule in (rules.MATH, rules.BOXED) else f"{MARK} {problem.answer}"]
 
 
 SELF_EVALUATION = (
@@ -71,19 +75,19 @@ class Kind:
 QUESTION_ANSWER = "Question: {question}\nAnswer:\n"
 
 _KINDS = {
-    "gsm8k": Kind(QUESTION_ANSWER, checking.GSM8K, _written),
-    "math": Kind("Problem: {question}\nSolution:\n", checking.MATH, _written),
-    "svamp": Kind(QUESTION_ANSWER, checking.GSM8K, _written),
-    "jsonl": Kind(QUESTION_ANSWER, checking.PLAIN, _written_with_answer),
+    "gsm8k": Kind(QUESTION_ANSWER, rules.NUMBER, _written),
+    "math": Kind("Problem: {question}\nSolution:\n", rules.MATH, _written),
+    "svamp": Kind(QUESTION_ANSWER, rules.NUMBER, _written),
+    "jsonl": Kind(QUESTION_ANSWER, rules.PLAIN, _written_with_answer),
     **dict.fromkeys(PARSERS, Kind(QUESTION_ANSWER, CHOICE, _written, CHOICE_SELF_EVALUATION)),
 }
 _GYM_KINDS = {
-    "chain_sum": Kind("{question}\n", checking.CHAIN, _chain),
-    "basic_arithmetic": Kind("{question}\n", checking.ARITHMETIC, _arithmetic),
-    "countdown": Kind("{question}\n", checking.COUNTDOWN, _written),
-    "gsm_symbolic": Kind(QUESTION_ANSWER, checking.GSM8K, _written),
+    "chain_sum": Kind("{question}\n", rules.CHAIN, _chain),
+    "basic_arithmetic": Kind("{question}\n", rules.ARITHMETIC, _arithmetic),
+    "countdown": Kind("{question}\n", rules.COUNTDOWN, _written),
+    "gsm_symbolic": Kind(QUESTION_ANSWER, rules.NUMBER, _written),
 }
-_OTHER_GYM = Kind(QUESTION_ANSWER, checking.REASONING_GYM, _written)
+_OTHER_GYM = Kind(QUESTION_ANSWER, rules.REASONING_GYM, _written)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,18 +121,19 @@ class Task:
         """
         if problem.rationale is None:
             raise DataError(f"{problem.id}: has no rationale; only problems of the labelled split have one")
-        if self.own_checker is not None and self.kind.steps is _written_with_answer:
+        if self.own_checker is not None and self.kind.rule in (rules.PLAIN, *rules.BY_NAME.values()):
             lines = solution_lines(problem.rationale)  # in the user's own format: leave it alone
         else:
             lines = self.kind.steps(problem, self.granularity, rng)
         return self.delimiter.join(lines)
 
-    def canonical(self, text: str) -> str | None:
+    def canonical(self, text: str, problem: Problem | None = None) -> str | None:
         """The final answer of a solution in the form that votes count; None where there is none.
 
-        Without the problem at hand: a choice that is stated by its text alone is found by the checker only.
+        Without the problem at hand a choice that is stated by its text alone is not found, and an answer of `jsonl` is
+        read as a number.
         """
-        found = self.kind.rule.extract(text, self.delimiter, None)
+        found = self.kind.rule.extract(text, self.delimiter, problem)
         return self.kind.rule.canonical(found) if found else None
 
     def checker(self) -> Checker:
@@ -144,12 +149,25 @@ def load_task(cfg: TaskConfig) -> Task:
         name, kind = cfg.name, _GYM_KINDS.get(cfg.name, _OTHER_GYM)
     else:
         name, kind = cfg.kind, _KINDS[cfg.kind]
+    kind = _with_answers(kind, cfg)
     if cfg.slips:
         if kind.steps is not _chain:
             raise RecipeError(f"task.slips: only chain_sum's rationales can have slips, not those of {name}")
         kind = replace(kind, steps=partial(_chain, slips=cfg.slips))
     prompt = _load_prompt(kind.prompt if cfg.prompt is None else cfg.prompt)
     return Task(name, kind, cfg.delimiter, list(cfg.granularity), cfg.check_seconds, cfg.checker, prompt)
+
+
+def _with_answers(kind: Kind, cfg: TaskConfig) -> Kind:
+    """The kind with answers read as `task.answer` says. Raises RecipeError for kinds that have one way alone."""
+    if cfg.answer == "auto":
+        return kind
+    if cfg.kind not in ("gsm8k", "math", "svamp", "jsonl"):
+        raise RecipeError(
+            f"task.answer: {cfg.answer} has no effect on {cfg.kind}, which reads answers in one way: leave it at auto"
+        )
+    rule = rules.BY_NAME[cfg.answer]
+    return replace(kind, rule=rule, steps=partial(_written_with_answer, rule=rule))
 
 
 def _load_prompt(setting: str) -> Prompt:
