@@ -154,7 +154,7 @@ def test_math_gold_checks_as_right(data_dir):
             assert verdict.correct and verdict.answer == latex.canonical_latex(problem.answer), problem
         half = Problem("m", "?", r"\frac{1}{2}")
         assert checker.check(r"\boxed{0.5}", half).correct
-        for wrong in (r"\boxed{-\frac{1}{2}}", r"\boxed{-0.5}", r"\frac{1}{2}", r"\boxed{\frac{1}{2"):
+        for wrong in (r"\boxed{-\frac{1}{2}}", r"\boxed{-0.5}", r"\boxed{\frac{1}{2"):
             assert not checker.check(wrong, half).correct
         # a tower of powers ends at the memory or the time limit, not in the caller
         hung = Checker(task.kind.rule, seconds=2)
