@@ -12,6 +12,7 @@ from rich.console import Console
 
 from test_report import NASTY, Page, synthetic_report, synthetic_results
 from treepref import progress
+from treepref.comparison import RoundScores, RunScores, compare_runs
 from treepref.errors import BudgetError, TooFewPairs
 from treepref.evaluation import Samples, Solution, results_document, round_summary, sampled_scores, single_scores
 from treepref.loops import svpo
@@ -20,6 +21,7 @@ from treepref.loops.run import run_stage
 from treepref.reading import KEPT_CHARS, Attempt, Reading, example_line, shortened, summary_line
 from treepref.recipe_io import load_recipe
 from treepref.report import html, table
+from treepref.report.compare import accuracy_grid
 from treepref.store import Store
 from treepref.types import Cost
 
@@ -109,6 +111,26 @@ def test_strict_and_unread_are_shown_where_they_are_above_zero() -> None:
     plain = synthetic_results(rounds=1)
     assert not any("strict" in line or "read" in line for line in table.footnotes(plain))
     assert "unread" not in "".join(Page(html.render_report(synthetic_report(results=plain, trees=[], steps=[]))).words)
+
+
+def compared(name: str, seed: int, rows: list[Solution]) -> RunScores:
+    scores = {"greedy": single_scores(rows, needs_value=False)}
+    spent = {"search": Cost(), "training": Cost()}
+    return RunScores(name, name, "demo", "svpo", seed, "demo", [RoundScores(0, scores, spent)])  # type: ignore[arg-type]
+
+
+def test_compare_shows_strict_and_unread_beneath_an_accuracy() -> None:
+    rows = [solution(str(i), 0, "7" if i < 6 else None, i < 4, i < 3) for i in range(10)]
+    other = [solution(str(i), 0, "7" if i < 8 else None, i < 4, i < 1) for i in range(10)]
+    one = compare_runs([compared("one", 0, rows)])
+    (cell,) = (cell for cell in accuracy_grid(one).rows[0] if cell.text == "40.0")
+    assert cell.below[-2:] == ["strict 30.0", "unread 40.0"]
+    assert "knows the task's own form alone" in accuracy_grid(one).note
+    (entry,) = compare_runs([compared("a-0", 0, rows), compared("a-1", 1, other)])["entries"]
+    (point,) = entry["rounds"][0]["points"]
+    assert (point["strict_accuracy"], point["unreadable"]) == (pytest.approx(0.2), pytest.approx(0.3))
+    plain = compare_runs([compared("one", 0, [solution("a", 0, "7", True, True)])])
+    assert "strict" not in accuracy_grid(plain).note
 
 
 # --- examples

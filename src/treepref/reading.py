@@ -119,9 +119,11 @@ def summary_line(found: Mapping[str, Any]) -> str:
     total = sum(found[kind] for kind in ("right", "wrong", "unreadable", "cut"))
     finished = total - found["cut"]
     line = f"{found['right']:,} of {total:,} solutions are right"
-    if finished:
+    if found["unreadable"]:
         line += f"; no answer can be read in {found['unreadable']:,} of the {finished:,} that finished"
         line += f" ({100 * found['unreadable_share']:.1f} %)"
+    elif finished:
+        line += f"; all {finished:,} that finished have an answer that can be read"
     if found["cut"]:
         line += f"; {found['cut']:,} were cut at a length limit"
     return line

@@ -244,11 +244,15 @@ def advice(
     `read`: the solutions of the round's trees. `outcome` says what became of the round.
     """
     unsolved, always = stats.trees - stats.solved, stats.solved - stats.mixed
-    more = f" More problems (task.splits.train) or looser filters ({keys.filters}) help too."
+    more = f"More problems (task.splits.train) or looser filters ({keys.filters}) help too."
+    after = f"Only then do more samples ({keys.samples}), more problems or looser filters ({keys.filters}) help."
     if unsolved > always and read.mostly == "unreadable":
-        why, more = "in most wrong solutions no answer was read: answers cannot be read: see task.answer", ""
+        why, more = (
+            "answers cannot be read: see task.answer (in most wrong solutions none was found)",
+            after,
+        )
     elif unsolved > always and read.mostly == "cut":
-        why, more = f"most wrong solutions were cut before their end: raise {keys.lengths}", ""
+        why, more = f"most wrong solutions were cut before their end: raise {keys.lengths}", after
     elif unsolved > always:
         why = (
             f"most others were never solved: take easier problems, more samples ({keys.samples}), "
@@ -258,7 +262,7 @@ def advice(
         why = f"most others were never missed: take harder problems, or a higher {keys.variety}"
     lines = [
         f"round {round}: only {stats.paired} problems gave a pair, pairs.min_problems asks for {wanted}. Of "
-        f"{stats.trees} trees {unsolved} found no right solution and {always} no wrong one; {why}.{more} {outcome}",
+        f"{stats.trees} trees {unsolved} found no right solution and {always} no wrong one; {why}. {more} {outcome}",
         f"What was read: {summary_line(read.as_dict())}.",
         *(f"  {example_line(example)}" for example in read.as_dict()["examples"]),
     ]
