@@ -15,8 +15,10 @@ from treepref.errors import CheckerError, RecipeError
 from treepref.loops.run import run as run_recipe
 from treepref.loops.run import run_stage
 from treepref.loops.session import Session
+from treepref.loops.summary import counted_events
 from treepref.loops.unchecked import failure_counts, note_failure, take_back
 from treepref.recipe_io import load_recipe
+from treepref.report.table import event_lines
 from treepref.store import Store
 from treepref.tasks.own_checker import FAILED, IN_A_ROW, STOPPED_WORKING, Watch
 from treepref.tasks.task import load_task
@@ -133,6 +135,20 @@ def test_the_watch_tells_a_broken_checker_from_one_that_fails_now_and_then() -> 
             mostly.note(str(i), None if i % 3 == 0 else "no")
 
 
+@pytest.mark.parametrize(
+    "body", ["while True: pass", "import os\nos._exit(1)", "return None", "raise ValueError(text)"]
+)
+def test_restarts_of_its_process_hide_no_checker_that_always_fails(body: str) -> None:
+    name = write_checker(body).partition("=")[2]
+    task = load_task(TaskConfig(kind="jsonl", checker=name, check_seconds=0.2))
+    problems = [Problem(f"p{i}", "2 + 3 =", "5") for i in range(IN_A_ROW)]
+    with task.checker() as checker:
+        for _ in range(20):
+            assert checker.check("the same", problems[0]).error, "one text that comes again and again counts once"
+        with pytest.raises(CheckerError, match="5 solutions in a row"):
+            checker.check_many((f"text {problem.id}", problem) for problem in problems)
+
+
 def test_a_checker_that_breaks_later_stops_the_run_and_a_mended_one_goes_on_to_the_same_end() -> None:
     broken = write_checker("""
         import os
@@ -190,6 +206,9 @@ def test_failures_are_listed_once_a_kind_with_their_count() -> None:
         assert failure_counts(store) == {
             "problem p1: ValueError: bad 'p1'": (3, 2), "problem p3: the check took longer than 5 s": (1, 1),
         }  # fmt: skip
+        lines = event_lines(counted_events(store))
+    assert "       3 × check: problem p1: ValueError: bad 'p1' (and 1 more)" in lines
+    assert "       1 × check: problem p3: the check took longer than 5 s" in lines
 
 
 def test_only_unfinished_stages_are_taken_back() -> None:

@@ -127,7 +127,7 @@ def counted_events(store: Store) -> list[dict[str, Any]]:
     for event in events:
         if event["stage"] == "check" and event["message"] in counts:
             event["count"], problems = counts[event["message"]]
-            event["message"] += f" (and {problems - 1} more problems)" if problems > 1 else ""
+            event["message"] += f" (and {problems - 1} more)" if problems > 1 else ""
     return events
 
 
