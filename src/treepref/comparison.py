@@ -199,6 +199,7 @@ def _point(method: str, found: Sequence[RoundScores]) -> dict[str, Any]:
             "tokens_per_problem": tokens,
             "seed_interval": [min(1.0, max(0.0, bound)) for bound in mean.seed_interval or ()],
             "per_seed": list(mean.per_seed),
+            **{key: _mean_known([s.entry()[key] for s in scores]) for key in ("strict_accuracy", "unreadable", "cut")},
         }
     return point | {"flops_per_problem": _mean(flops) if len(flops) == len(scores) else None}
 
@@ -330,6 +331,12 @@ def break_even(training: float, start: float | None, trained: float | None) -> f
 
 def _mean(values: Sequence[float]) -> float | None:
     return math.fsum(values) / len(values) if values else None
+
+
+def _mean_known(values: Sequence[float | None]) -> float | None:
+    """None where one of them is not known."""
+    known = [value for value in values if value is not None]
+    return _mean(known) if len(known) == len(values) else None
 
 
 def _mean_cost(costs: Sequence[Cost]) -> dict[str, float]:

@@ -18,7 +18,7 @@ from hashlib import blake2b
 from typing import Protocol
 
 from treepref.engines.base import Engine
-from treepref.errors import TreeprefError
+from treepref.errors import CheckerError, TreeprefError
 from treepref.search.base import Expansion, Judge, Search, node_path, solution_tokens
 from treepref.store import JournalEntry
 from treepref.types import Completion, Cost, Request, Result, Tree
@@ -161,7 +161,8 @@ def drive(
     A request with an error is sent again `retries` times, then set aside; it is not journalled, so a restart tries
     once more. Results that the search refuses are set aside too. When errors alone come back, for at least 100
     results and twice `trees_in_flight`, the call stops and says so, rather than void every tree. A judge that raises
-    makes the reward −1. Errors of the journal (StoreError), of `on_done` and of a crashing engine are passed on.
+    makes the reward −1, but for a CheckerError, which is passed on, as are errors of the journal (StoreError), of
+    `on_done` and of a crashing engine.
     Raises ValueError for `trees_in_flight` below 1.
     """
     if trees_in_flight < 1:
@@ -350,6 +351,9 @@ class _Drive:
             if completion.finish == "eos" and completion.tokens not in found:
                 try:
                     found[completion.tokens] = job.judge(job.tree, start + completion.tokens)
+                except CheckerError:  # going on would store wrong outcomes; what was paid so far is on record
+                    self.record([])
+                    raise
                 except Exception as error:  # a checker may be the user's own code
                     found[completion.tokens] = WRONG
                     self.report.judge_errors += 1

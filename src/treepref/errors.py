@@ -31,3 +31,7 @@ class EngineError(TreeprefError):
 
 class TooFewPairs(TreeprefError):
     """A round found too few problems with mixed outcomes to learn from."""
+
+
+class CheckerError(TreeprefError):
+    """A user's checker fails time and again. What it could not check is not kept; mend it and run again."""

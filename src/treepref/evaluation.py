@@ -49,6 +49,13 @@ class Solution:
     text: str | None = None
     forced: int = 0
     """Tokens of it that a tool forced; they are not among the generated ones."""
+    strict: bool | None = None
+    """Right also for a reader that knows the task's own form alone. None: stored before that was asked."""
+
+    @property
+    def finished(self) -> bool:
+        """It came to its end: neither was it cut, nor had a search no answer to give."""
+        return self.finish == "eos"
 
     @property
     def tokens(self) -> int:
@@ -77,6 +84,12 @@ class Scores:
     tokens: Mapping[str, float]
     draws: int
     """Independent tries behind all scores together; above the number of problems where blocks were averaged."""
+    strict: Mapping[str, float] | None = None
+    """The same score by the strict reader; None where it was not asked."""
+    unreadable: float | None = None
+    """Share of the finished solutions behind the scores in which no answer was read; None where none finished."""
+    cut: float | None = None
+    """Share of all of them that did not finish."""
 
     @property
     def accuracy(self) -> float:
@@ -93,6 +106,9 @@ class Scores:
             "n": len(self.score),
             "interval": list(statistics.score_interval(list(self.score.values()), self.draws)),
             "tokens_per_problem": self.tokens_per_problem,
+            "strict_accuracy": _mean(self.strict.values()) if self.strict else None,
+            "unreadable": self.unreadable,
+            "cut": self.cut,
         }
 
 
@@ -124,7 +140,22 @@ def single_scores(rows: Sequence[Solution] | None, *, needs_value: bool = True) 
         score={key: float(row.correct) for key, row in by_problem.items()},
         tokens={key: float(row.tokens if needs_value else row.generated) for key, row in by_problem.items()},
         draws=len(by_problem),
+        strict={key: float(row.strict or 0) for key, row in by_problem.items()} if _know_strict(rows) else None,
+        **_shares(rows),
     )
+
+
+def _know_strict(rows: Iterable[Solution]) -> bool:
+    return all(row.strict is not None for row in rows)
+
+
+def _shares(rows: Sequence[Solution]) -> dict[str, float | None]:
+    """What `Scores` holds of solutions that could not be read and of those that did not finish."""
+    finished = [row for row in rows if row.finished]
+    return {
+        "unreadable": _mean(float(row.answer is None) for row in finished),
+        "cut": _mean(float(not row.finished) for row in rows),
+    }
 
 
 # ---------------- n samples a problem
@@ -200,13 +231,18 @@ def sampled_scores(samples: Samples, method: Method, k: int) -> Scores | None:
         return None
     blocks = samples.n // k
     score: dict[str, float] = {}
+    strict: dict[str, float] = {}
     tokens: dict[str, float] = {}
+    everything: list[Solution] = []
     for key, rows in samples.rows.items():
         picked = [pick(rows[i * k : (i + 1) * k], method) for i in range(blocks)]
         score[key] = sum(row is not None and row.correct for row in picked) / blocks
+        strict[key] = sum(row is not None and bool(row.strict) for row in picked) / blocks
         used = [row for row in rows[: blocks * k] if row is not None]
         tokens[key] = sum(row.generated if method == "sc" else row.tokens for row in used) / blocks
-    return Scores(score, tokens, draws=blocks * len(score))
+        everything += used
+    known = strict if _know_strict(everything) else None
+    return Scores(score, tokens, blocks * len(score), known, **_shares(everything))
 
 
 def pass_at(samples: Samples) -> dict[str, float] | None:
@@ -460,8 +496,15 @@ def results_document(
     rounds: Sequence[Mapping[str, Any]],
     cost: Cost | Mapping[str, float],
     costs: Mapping[str, Cost] | None = None,
+    *,
+    search: Sequence[Mapping[str, Any]] | None = None,
+    unfinished: Sequence[str] | None = None,
+    stopped: str | None = None,
 ) -> dict[str, Any]:
     """The whole of results.json, as plain JSON; `costs` are the cost of each stage, where they are known.
+
+    `search`: what each search found, and what was read of it (`loops/reading.py`). `unfinished`: stages that were begun
+    and are not done. `stopped`: what ended the run's last life.
 
     Raises ValueError where a number is NaN or infinite.
     """
@@ -470,6 +513,9 @@ def results_document(
         "recipe": dict(recipe),
         "seed": seed,
         "rounds": [dict(entry) for entry in rounds],
+        "search": None if search is None else [dict(entry) for entry in search],
+        "unfinished": None if unfinished is None else list(unfinished),
+        "stopped": stopped,
         "cost": cost.as_dict() if isinstance(cost, Cost) else dict(cost),
         "cost_by_kind": None if costs is None else {k: c.as_dict() for k, c in cost_by_kind(costs).items()},
     }

@@ -361,6 +361,20 @@ class Store:
                 yield problem, sample, json.loads(row)
             after = rows[-1][:2]
 
+    def count_outcomes(self, stage: str) -> int:
+        """Problems that have one."""
+        return self._count("(SELECT DISTINCT problem_id FROM outcomes WHERE stage = ?)", stage)
+
+    def forget_problem(self, stage: str, problem_id: str, policy_version: int) -> None:
+        """As if the stage had not come to this problem: its outcomes, its journal, and its trees by that policy."""
+        with self.transaction():
+            self._db.execute("DELETE FROM outcomes WHERE stage = ? AND problem_id = ?", (stage, problem_id))
+            for table, column in (("journal", "tree"), ("trees", "problem_id")):
+                self._db.execute(
+                    f"DELETE FROM {table} WHERE stage = ? AND {column} = ? AND policy_version = ?",
+                    (stage, problem_id, policy_version),
+                )
+
     def has_outcome(self, stage: str, problem_id: str) -> bool:
         return self._one("SELECT 1 FROM outcomes WHERE stage = ? AND problem_id = ?", (stage, problem_id)) is not None
 
@@ -423,6 +437,21 @@ class Store:
 
     def events(self) -> list[Event]:
         return [Event(*row) for row in self._all("SELECT time, stage, level, message FROM events ORDER BY id")]
+
+    def forget_events(self, stage: str) -> None:
+        """As if the stage had said nothing."""
+        self._write("DELETE FROM events WHERE stage = ?", (stage,))
+
+    def settle_errors(self) -> None:
+        """The run goes on: what stopped it before becomes a remark."""
+        for event in self.events():
+            if event.level == "error":
+                with self.transaction():
+                    self._write(
+                        "DELETE FROM events WHERE stage = ? AND level = 'error' AND message = ?",
+                        (event.stage, event.message),
+                    )
+                    self.event(event.stage, "info", f"stopped here before: {event.message}")
 
     # -- the whole run
 

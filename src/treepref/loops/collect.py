@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 
 from treepref.config import SelfEvaluationConfig
 from treepref.driver import DriveReport, Job, Progress, drive
 from treepref.errors import RecipeError, TooFewPairs
+from treepref.loops.reading import search_reading
 from treepref.loops.session import Session
 from treepref.models.steps import split_steps
 from treepref.models.text import choice_of, encode_solution
 from treepref.preferences import PairStats, sibling_pairs, solution_pairs, trace_pairs
 from treepref.progress import stage_progress
+from treepref.reading import Reading, example_line, summary_line
 from treepref.search.base import Judge, Search
 from treepref.search.episodes import EpisodeMcts
 from treepref.search.mcts import Mcts
@@ -190,15 +192,28 @@ def pairs_of(session: Session, tree: Tree) -> list[Pair]:
     return trace_pairs(tree, config) if config.rule == "trace" else sibling_pairs(tree, config)
 
 
-SEARCH_KEYS = ("search.simulations, search.children", "search.temperature", "pairs.min_gap, pairs.min_visits")
-"""The recipe keys that advice names: for more samples, for more various ones, for more pairs of them."""
+@dataclass(frozen=True, slots=True)
+class AdviceKeys:
+    """The recipe keys that advice names."""
+
+    samples: str = "search.simulations, search.children"
+    """For more samples."""
+    variety: str = "search.temperature"
+    """For more various ones."""
+    filters: str = "pairs.min_gap, pairs.min_visits"
+    """For more pairs of them."""
+    lengths: str = "search.max_step_tokens, search.max_depth"
+    """What cuts a solution."""
+
+
+SEARCH_KEYS = AdviceKeys()
 
 
 def make_pairs(
     session: Session,
     round: int,
     rule: Callable[[Session, Tree], list[Pair]] = pairs_of,
-    keys: tuple[str, str, str] = SEARCH_KEYS,
+    keys: AdviceKeys = SEARCH_KEYS,
 ) -> None:
     """Turn the round's trees into preferences. Raises TooFewPairs, with advice, where too few problems give any."""
     stage = f"round-{round}/pairs"
@@ -217,22 +232,38 @@ def make_pairs(
             store.finish_stage(stage, asdict(stats))
     if stats.paired < config.min_problems:
         outcome = "Nothing was trained: so few would fit noise."
-        raise TooFewPairs(advice(stats, config.min_problems, round, outcome, keys))
+        read = search_reading(session, f"round-{round}/search")
+        raise TooFewPairs(advice(stats, read, config.min_problems, round, outcome, keys))
 
 
-def advice(stats: PairStats, wanted: int, round: int, outcome: str, keys: tuple[str, str, str] = SEARCH_KEYS) -> str:
-    """Why there is too little to learn from, and what to do about it; `outcome` says what became of the round."""
-    samples, variety, filters = keys
+def advice(
+    stats: PairStats, read: Reading, wanted: int, round: int, outcome: str, keys: AdviceKeys = SEARCH_KEYS
+) -> str:
+    """Why there is too little to learn from, what was read of the solutions, and what to do about it.
+
+    `read`: the solutions of the round's trees. `outcome` says what became of the round.
+    """
     unsolved, always = stats.trees - stats.solved, stats.solved - stats.mixed
-    if unsolved > always:
+    more = f"More problems (task.splits.train) or looser filters ({keys.filters}) help too."
+    after = f"Only then do more samples ({keys.samples}), more problems or looser filters ({keys.filters}) help."
+    if unsolved > always and read.mostly == "unreadable":
+        why, more = (
+            "answers cannot be read: see task.answer (in most wrong solutions none was found)",
+            after,
+        )
+    elif unsolved > always and read.mostly == "cut":
+        why, more = f"most wrong solutions were cut before their end: raise {keys.lengths}", after
+    elif unsolved > always:
         why = (
-            f"most others were never solved: take easier problems, more samples ({samples}), "
+            f"most others were never solved: take easier problems, more samples ({keys.samples}), "
             "or a stronger warm-up (warmup.epochs, task.splits.labelled)"
         )
     else:
-        why = f"most others were never missed: take harder problems, or a higher {variety}"
-    return (
+        why = f"most others were never missed: take harder problems, or a higher {keys.variety}"
+    lines = [
         f"round {round}: only {stats.paired} problems gave a pair, pairs.min_problems asks for {wanted}. Of "
-        f"{stats.trees} trees {unsolved} found no right solution and {always} no wrong one; {why}. More problems "
-        f"(task.splits.train) or looser filters ({filters}) help too. {outcome}"
-    )
+        f"{stats.trees} trees {unsolved} found no right solution and {always} no wrong one; {why}. {more} {outcome}",
+        f"What was read: {summary_line(read.as_dict())}.",
+        *(f"  {example_line(example)}" for example in read.as_dict()["examples"]),
+    ]
+    return "\n".join(lines)

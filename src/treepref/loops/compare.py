@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,11 +157,12 @@ def _round(store: Store, number: int, decoders: Sequence[str], keys: Mapping[str
 
 def _keyed(scores: Scores, keys: Mapping[str, str]) -> Scores:
     """The same by keys that tell equal ids of different problems apart."""
-    return Scores(
-        {keys.get(p, p): x for p, x in scores.score.items()},
-        {keys.get(p, p): x for p, x in scores.tokens.items()},
-        scores.draws,
-    )
+
+    def keyed(found: Mapping[str, float]) -> dict[str, float]:
+        return {keys.get(problem, problem): x for problem, x in found.items()}
+
+    strict = None if scores.strict is None else keyed(scores.strict)
+    return replace(scores, score=keyed(scores.score), tokens=keyed(scores.tokens), strict=strict)
 
 
 def _content(text: str, answer: str) -> str:

@@ -79,7 +79,10 @@ def make_pairs(session: Session, round: int) -> None:
         gold = _gold(session, _problem(session, tree.problem_id)) if config.gold_positive else ()
         return least_similar_pairs(tree, at_most=config.similarity, limit=config.pairs_per_problem, first=gold)
 
-    keys = ("self_training.dpo_samples", "self_training.temperature", "self_training.similarity")
+    keys = collect.AdviceKeys(
+        samples="self_training.dpo_samples", variety="self_training.temperature", filters="self_training.similarity",
+        lengths="self_training.max_tokens",
+    )  # fmt: skip
     collect.make_pairs(session, round, rule, keys)
 
 

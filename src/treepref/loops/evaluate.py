@@ -12,6 +12,7 @@ from treepref.decoding import Decoder
 from treepref.driver import Job, drive
 from treepref.evaluation import Solution, round_summary
 from treepref.loops.session import Session
+from treepref.models.text import decode
 from treepref.progress import stage_progress
 from treepref.types import Cost, Problem, Tree
 
@@ -83,12 +84,16 @@ def _check(tree: Tree, decoder: Decoder, problem: Problem, session: Session) -> 
         if answer is None or answer.finish != "eos":
             generated, scored = (answer.generated, answer.scored) if answer else decoding.tree_tokens(tree)
             forced = answer.forced if answer else 0
-            yield Solution(problem.id, sample, False, None, generated, scored, finish="length", forced=forced)
+            text = decode(session.tokenizer(), answer.tokens) if answer else None
+            yield Solution(
+                problem.id, sample, False, None, generated, scored, finish="length", text=text, forced=forced,
+                strict=False,
+            )  # fmt: skip
             continue
         text, verdict = session.check(answer.tokens, problem)
         yield Solution(
             problem.id, sample, verdict.correct, verdict.answer, answer.generated, answer.scored, answer.value,
-            answer.finish, text, answer.forced,
+            answer.finish, text, answer.forced, verdict.strict,
         )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from treepref.errors import BudgetError, DataError, TooFewPairs
 from treepref.loops import collect
 from treepref.loops.evaluate import evaluate
 from treepref.loops.learn import rows_per_pass, tree_example, warm_up
+from treepref.loops.reading import search_reading
 from treepref.loops.session import Session
 from treepref.models.lora import has_adapters
 from treepref.models.policy import Policy, adapter_off, merged_state_dict, save_policy
@@ -302,7 +303,8 @@ class _Round:
     def _too_few(self, outcome: str) -> None:
         self.store.put_pairs(self.round, self.found.pairs)
         wanted = self.session.recipe.pairs.min_problems
-        raise TooFewPairs(collect.advice(self.found.stats, wanted, self.round, outcome))
+        read = search_reading(self.session, self.search_stage)
+        raise TooFewPairs(collect.advice(self.found.stats, read, wanted, self.round, outcome))
 
 
 def _ordered(session: Session, round: int) -> list[Problem]:

@@ -6,14 +6,14 @@ Each method is a module of this package with its name. It holds a function of th
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
 
 from treepref.errors import TreeprefError
 from treepref.loops.session import Session
-from treepref.loops.summary import report
+from treepref.loops.summary import report, unfinished_stages
 from treepref.recipe_io import LoadedRecipe
 
 Stage = Callable[[Session, int], None]
@@ -38,18 +38,47 @@ def run_stage(out: Path, stage: str, round: int | None) -> None:
         stages = _stages(session.recipe.method)
         if stage not in stages:
             raise TreeprefError(f"{session.recipe.method} has no stage {stage}; it has {', '.join(stages)}")
-        stages[stage](session, _next_round(session, stage) if round is None else round)
+        due = _next_round(session, stage) if round is None else round
+        with nullcontext() if stage == "report" else stops_noted(session):
+            stages[stage](session, due)
 
 
 def _run(session: Session) -> None:
     with session:
         try:
-            _algorithm(session.recipe.method)(session)
+            with stops_noted(session):
+                _algorithm(session.recipe.method)(session)
         except BaseException:
             with suppress(TreeprefError):  # what stopped the run is what must be told
                 report(session)
             raise
         report(session)
+
+
+@contextmanager
+def stops_noted(session: Session) -> Iterator[None]:
+    """What ends the work inside stands in the report as what stopped the run, until the run goes on."""
+    store = session.store
+    store.settle_errors()
+    try:
+        yield
+    except BaseException as error:
+        with suppress(TreeprefError):  # a full disk, say
+            store.event((unfinished_stages(store) or ["run"])[-1], "error", _told(error))
+        raise
+
+
+def _told(error: BaseException) -> str:
+    if isinstance(error, TreeprefError):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "Ctrl-C. Run the same command to go on from here."
+    return f"{type(error).__name__}: {error}"
+
+
+def _report(session: Session) -> None:
+    if report(session) is None:
+        print("nothing was searched, evaluated or trained yet: there is nothing to report")
 
 
 def _algorithm(method: str) -> Callable[[Session], None]:
@@ -58,7 +87,7 @@ def _algorithm(method: str) -> Callable[[Session], None]:
 
 def _stages(method: str) -> dict[str, Stage]:
     own: dict[str, Stage] = import_module(f"treepref.loops.{method}").STAGES
-    return own | {"report": lambda session, round: report(session)}
+    return own | {"report": lambda session, round: _report(session)}
 
 
 def _next_round(session: Session, stage: str) -> int:

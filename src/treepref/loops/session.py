@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -17,7 +18,8 @@ import torch
 from treepref.budget import Budget
 from treepref.config import Recipe
 from treepref.driver import DriveReport
-from treepref.errors import BudgetError, DataError, EngineError, StoreError
+from treepref.errors import BudgetError, CheckerError, DataError, EngineError, StoreError
+from treepref.loops.unchecked import note_failure, take_back
 from treepref.models.policy import Policy, load_policy, load_tokenizer, merged_state_dict
 from treepref.models.text import decode, encode_prompt
 from treepref.recipe_io import LoadedRecipe, check_resume, dump_recipe
@@ -27,6 +29,7 @@ from treepref.store import Store
 from treepref.tasks.checking import Checker, Verdict
 from treepref.tasks.loading import load_splits
 from treepref.tasks.task import Task, load_task
+from treepref.tasks.trial import PROBLEMS, try_own_checker
 from treepref.tools import Tool, load_tool
 from treepref.tools.masks import forced_mask
 from treepref.training.probe import attention_window, probe_packing
@@ -125,15 +128,42 @@ class Session:
     # -- text and tokens
 
     def check(self, tokens: tuple[int, ...], problem: Problem) -> tuple[str, Verdict]:
-        """A solution's text and whether it is right. One checker serves the whole run; what fails to check is noted."""
-        if self._checker is None:
-            self._checker = self._open.enter_context(self.task.checker())
+        """A solution's text and whether it is right. What fails to check is noted.
+
+        Raises CheckerError where the user's checker fails time and again; what it could not check is then taken back.
+        """
         policy = self.engine.policy
         text = decode(policy.tokenizer, tokens, policy.eos_ids)
-        verdict = self._checker.check(text, problem)
+        try:
+            verdict = self.checker.check(text, problem)
+        except CheckerError as error:
+            again, kept = take_back(self.store, self.engine.policy_version)
+            rest = f" {kept} in stages that were done before stay wrong." if kept else ""
+            raise CheckerError(
+                f"{error}\nMend the checker and run the same command again: it goes on from here. No solution that "
+                f"could not be checked was kept as a wrong one ({again} problems are done again).{rest}"
+            ) from None
         if verdict.error:
-            self.store.event("check", "warning", f"problem {problem.id}: {verdict.error}")
+            note_failure(self.store, problem.id, verdict.error)
         return text, verdict
+
+    @property
+    def checker(self) -> Checker:
+        """One serves the whole run. A user's own is tried first, before anything is spent.
+
+        Raises RecipeError, with the traceback, where it fails on the problems' own answers.
+        """
+        if self._checker is None:
+            checker = self._open.enter_context(self.task.checker())
+            if self.task.own_checker is not None:
+                problems = (
+                    p for split in ("labelled", "train", "eval") for p in islice(self.problems(split), PROBLEMS)
+                )
+                self.store.forget_events("task.checker")
+                if warning := try_own_checker(self.task, checker, problems):
+                    self.store.event("task.checker", "warning", warning)
+            self._checker = checker
+        return self._checker
 
     def judge(self, *splits: str) -> Judge:
         """Outcomes for training search: +1 for a right solution, −1 for a wrong one (AlphaMath, arXiv 2405.03553)."""
@@ -247,7 +277,12 @@ class Session:
     # -- stages and limits
 
     def begin(self, stage: str) -> bool:
-        """Start a stage, or go on with it; False where it is done already."""
+        """Start a stage, or go on with it; False where it is done already.
+
+        Raises RecipeError where the user's checker fails on the problems' own answers.
+        """
+        if self.task.own_checker is not None and not self.store.stage_done(stage):
+            _ = self.checker  # tried before the stage spends anything
         return self.store.start_stage(stage).status != "done"
 
     def spent(self) -> Cost:

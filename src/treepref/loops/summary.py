@@ -7,62 +7,144 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from treepref.evaluation import JudgedNode, inference_of, results_document, self_evaluation_quality
+from treepref.loops.reading import evaluation_reading, problem_of, search_summary
 from treepref.loops.session import Session
+from treepref.loops.unchecked import failure_counts
 from treepref.models.text import decode
 from treepref.report.data import ReportData
 from treepref.report.html import write_report
 from treepref.report.table import print_results
 from treepref.run_folder import disk_errors, land_file
-from treepref.store import Store
+from treepref.store import Store, TreeRow
 from treepref.types import Cost, Node, Pair, Tree
 
 DRAWN_TREES = 10
 
 
-def report(session: Session, console: Console | None = None) -> None:
-    """Write results.json and report.html and print the table. Nothing where no round was evaluated yet."""
-    results = results_of(session)
-    if not results["rounds"]:
-        return
-    scratch = session.store.scratch("results") / "results.json"
+def report(session: Session, console: Console | None = None) -> Path | None:
+    """Write results.json and report.html and print the table; the page's path.
+
+    None, and nothing is written, where nothing was searched, evaluated or trained yet.
+    """
+    store = session.store
+    if not (store.costs() or any(stage.status == "done" for stage in store.stages())):
+        return None
+    readings = list(greedy_readings(session))
+    results = results_of(session, readings)
+    scratch = store.scratch("results") / "results.json"
     with disk_errors(session.out):
         scratch.write_text(json.dumps(results, indent=1), encoding="utf-8")
     land_file(scratch, session.out / "results.json")
-    events = [asdict(event) for event in session.store.events()]
+    readings += search_readings(results["search"])
     data = ReportData(
         recipe=session.recipe.model_dump(mode="json"),
         results=results,
-        steps=training_steps(session.store),
-        pair_stats=[{"round": r} | _pair_info(session.store, r) for r in _rounds(session)],
+        steps=training_steps(store),
+        pair_stats=[{"round": r} | _pair_info(store, r) for r in _rounds(session)],
         trees=list(drawn_trees(session)),
-        events=events,
-        unfinished=unfinished_stages(session.store),
+        events=counted_events(store),
+        unfinished=[f"{name}{_progress(store, name)}" for name in unfinished_stages(store)],
+        stopped=results["stopped"],
+        readings=readings,
     )
     path = write_report(data, session.out / "report.html")
     console = console or Console()
-    print_results(results, [e for e in events if e["level"] != "info"], console, unfinished=data.unfinished)
+    print_results(
+        results,
+        data.events,
+        console,
+        unfinished=data.unfinished,
+        stopped=data.stopped,
+        readings=_latest(readings),
+    )
     console.print(f"report: {path}", style="dim")
+    return path
 
 
-def results_of(session: Session) -> dict[str, Any]:
-    """results.json as it stands."""
+def results_of(session: Session, readings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """results.json as it stands; `readings` are those of `greedy_readings`."""
     recipe, store = session.recipe, session.store
     found = (store.meta(f"summary/{k}") for k in range(recipe.rounds + 1))
     costs, problems = store.costs(), store.count_problems("eval")
+    examples = {reading["round"]: reading["examples"] for reading in readings}
     rounds: list[Mapping[str, Any]] = [
-        summary | {"self_evaluation": self_evaluation(session, summary["round"])} | _inference(summary, costs, problems)
+        summary
+        | {"examples": examples.get(summary["round"], [])}
+        | {"self_evaluation": self_evaluation(session, summary["round"])}
+        | _inference(summary, costs, problems)
         for summary in found
         if summary is not None
     ]
-    return results_document(recipe.model_dump(mode="json"), recipe.seed, rounds, session.spent(), costs)
+    searches = (search_summary(session, stage) for stage in search_stages(session))
+    errors = [event.message for event in store.events() if event.level == "error"]
+    return results_document(
+        recipe.model_dump(mode="json"),
+        recipe.seed,
+        rounds,
+        session.spent(),
+        costs,
+        search=[found for found in searches if found is not None],
+        unfinished=unfinished_stages(store),
+        stopped=errors[-1] if errors else None,
+    )
+
+
+def greedy_readings(session: Session) -> Iterator[dict[str, Any]]:
+    """What was read of every round's greedy solutions, also of an evaluation that is not finished."""
+    for round in range(session.recipe.rounds + 1):
+        found = evaluation_reading(session, f"round-{round}/eval/greedy")
+        if found.total:
+            yield {"round": round, "title": f"Round {round}, greedy", "search": False} | found.as_dict()
+
+
+def search_readings(searches: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The same of what `search_summary` found."""
+    for found in searches:
+        part = f" in the first {found['trees_read']} trees" if found["trees_read"] < found["trees"] else ""
+        kind = "pseudo-labels" if found["stage"].endswith("/labels") else "search"
+        yield {"title": f"Round {found['round']}, {kind}{part}", "search": True} | found
+
+
+def _latest(readings: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """For a terminal: the last greedy solutions, and searches whose policy is not evaluated yet."""
+    greedy = [reading for reading in readings if not reading["search"]][-1:]
+    last = greedy[0]["round"] if greedy else -1
+    return greedy + [reading for reading in readings if reading["search"] and reading["round"] > last][-1:]
+
+
+def counted_events(store: Store) -> list[dict[str, Any]]:
+    """The run's events; checks that failed are one of them a kind, with their count."""
+    counts, events = failure_counts(store), [asdict(event) for event in store.events()]
+    for event in events:
+        if event["stage"] == "check" and event["message"] in counts:
+            event["count"], problems = counts[event["message"]]
+            event["message"] += f" (and {problems - 1} more)" if problems > 1 else ""
+    return events
+
+
+def search_stages(session: Session) -> list[str]:
+    """Stages that grow trees, in order."""
+    return [f"round-{r}/{name}" for r in range(1, session.recipe.rounds + 1) for name in ("search", "labels")]
+
+
+def _progress(store: Store, stage: str) -> str:
+    """How far an unfinished stage has come, in brackets; nothing where it does not count."""
+    name = stage.partition("/")[2]
+    if name.startswith("eval/"):
+        return f" ({store.count_outcomes(stage)} of {store.count_problems('eval')} problems)"
+    if name in ("search", "labels"):
+        return f" ({store.count_trees(stage)} trees)"
+    steps = store.meta(f"steps/{stage}")
+    return f" ({len(steps)} steps)" if steps else ""
 
 
 def _inference(summary: Mapping[str, Any], costs: Mapping[str, Cost], problems: int) -> dict[str, Any]:
@@ -118,23 +200,27 @@ def unfinished_stages(store: Store) -> list[str]:
 
 
 def drawn_trees(session: Session) -> Iterator[dict[str, Any]]:
-    """Up to ten trees of the last trained round as plain data, those with most pairs first."""
-    rounds = _rounds(session)
-    if not rounds:
-        return
-    round, tokenizer = rounds[-1], session.tokenizer()
-    by_tree: dict[str, list[Pair]] = {}
-    for pair in session.store.pairs(round):
-        by_tree.setdefault(pair.tree, []).append(pair)
-    chosen = sorted(by_tree, key=lambda key: (-len(by_tree[key]), key))[:DRAWN_TREES]
-    for key in chosen:
-        tree = session.store.tree(f"round-{round}/search", key)
-        problem = tree and (
-            session.store.problem("train", tree.problem_id) or session.store.problem("labelled", tree.problem_id)
-        )
-        if tree is not None and problem is not None:
-            drawn = plain_tree(tree, by_tree[key], tokenizer)
-            yield drawn | {"question": problem.text, "answer": problem.answer, "problem_id": problem.id, "round": round}
+    """Up to ten trees as plain data, the last round's first: those with most pairs, then mixed ones, then those without
+    a right solution, then the others."""
+    left, tokenizer = DRAWN_TREES, None
+    for stage in reversed(search_stages(session)):
+        if not left:
+            return
+        round = int(stage.removeprefix("round-").partition("/")[0])
+        by_tree: dict[str, list[Pair]] = {}
+        for pair in session.store.pairs(round) if stage.endswith("/search") else ():
+            by_tree.setdefault(pair.tree, []).append(pair)
+
+        def rank(row: TreeRow, pairs: Mapping[str, Sequence[Pair]] = by_tree) -> tuple[int, bool, bool, str]:
+            return -len(pairs.get(row.key, ())), not row.mixed, row.right > 0, row.key
+
+        for row in sorted(session.store.tree_rows(stage), key=rank)[:left]:
+            tree, problem = session.store.tree(stage, row.key), problem_of(session, row.problem_id)
+            if tree is not None and problem is not None:
+                left, tokenizer = left - 1, tokenizer or session.tokenizer()
+                drawn = plain_tree(tree, by_tree.get(row.key, []), tokenizer)
+                facts = {"question": problem.text, "answer": problem.answer, "problem_id": problem.id, "round": round}
+                yield drawn | facts
 
 
 def plain_tree(tree: Tree, pairs: list[Pair], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -152,6 +238,7 @@ def plain_tree(tree: Tree, pairs: list[Pair], tokenizer: PreTrainedTokenizerBase
             "prior": node.prior,
             "reward": node.reward,
             "terminal": node.terminal,
+            "finish": node.finish,
         }
         for node in tree.nodes
     ]

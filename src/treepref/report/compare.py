@@ -126,7 +126,9 @@ def accuracy_grid(document: Mapping[str, Any], *, every_method: bool = False, wi
     if others:
         heads.append("Δ baseline")
         note += f" and the last round of {document['baseline']}"
-    return Grid("Accuracy in % on held-out problems", heads, rows, f"{note}.")
+    shown = [point for entry in entries for round in entry["rounds"] for point in round["points"]]
+    explained = f" {numbers.READING_NOTE}" if any(map(numbers.reading_notes, shown)) else ""
+    return Grid("Accuracy in % on held-out problems", heads, rows, f"{note}.{explained}")
 
 
 def trade_grids(document: Mapping[str, Any]) -> Iterator[Grid]:
@@ -206,7 +208,7 @@ def _accuracy(point: Mapping[str, Any] | None) -> Cell:
     if point["seed_interval"]:
         below.append(f"t {numbers.percent_interval(point['seed_interval'])}")
     below.append(f"{numbers.count(point['tokens_per_problem'])} tok")
-    return Cell(numbers.percent(point["accuracy"]), below)
+    return Cell(numbers.percent(point["accuracy"]), [*below, *numbers.reading_notes(point)])
 
 
 def _change(differences: Mapping[str, Any] | None) -> Cell:

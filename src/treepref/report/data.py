@@ -23,13 +23,19 @@ class ReportData:
     trees: Sequence[Mapping[str, Any]] = field(default_factory=list)
     """To draw: `question`; `nodes` (`id`, `parent`, `text`, `q`, `visits`, `value`, `prior`, `reward`, `terminal`);
     `pairs` (`winner`, `loser`: a node's id or a list of ids from the parting downwards; `q_winner`, `q_loser`).
-    Optional: `answer` (the right one), `problem_id`, `round`, `q_range`; of a node `confidence` (C), and `pieces`, its
-    text as (text, forced by a tool) where a tool was used."""
+    Optional: `answer` (the right one), `problem_id`, `round`, `q_range`; of a node `finish`, `confidence` (C), and
+    `pieces`, its text as (text, forced by a tool) where a tool was used."""
     events: Sequence[Mapping[str, Any]] = field(default_factory=list)
     """What was skipped or failed: `stage`, `level`, `message`, perhaps `count` (1 without it). Level `info` is a remark
-    and is shown apart."""
+    and is shown apart; `error` is what stopped the run and stands in `stopped`."""
     unfinished: Sequence[str] = field(default_factory=list)
-    """Stages that were begun and are not done: such a run is never said to be free of failures."""
+    """Stages that were begun and are not done, with how far they came: such a run is never said to be free of
+    failures."""
+    stopped: str | None = None
+    """What ended the run's last life: an error with its advice, a limit, Ctrl-C."""
+    readings: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    """What was read of solutions: `title`, `search` (of trees, with their counts `trees`, `solved`, `mixed` and
+    `unsolved`), and the keys of `reading.Reading.as_dict`."""
 
 
 @dataclass(frozen=True, slots=True)

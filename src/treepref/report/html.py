@@ -20,6 +20,7 @@ from plotly.offline import get_plotlyjs
 
 from treepref.errors import StoreError
 from treepref.landing import new_file
+from treepref.reading import summary_line
 from treepref.report import numbers, plots
 from treepref.report.data import ReportData, group_events
 from treepref.report.tree_view import colour_of, tree_view
@@ -86,6 +87,7 @@ def render_page(template: str, **values: Any) -> str:
         "decimal": numbers.decimal,
         "count": numbers.count,
         "flops": numbers.flops,
+        "reading": summary_line,
         "colour": lambda q: colour_of(q) or "transparent",
     }
     environment.globals["n"] = numbers
@@ -103,6 +105,7 @@ def render_report(data: ReportData) -> str:
         rounds=rounds,
         cards=headline(data.results),
         method_rows=method_rows(rounds),
+        noted=any(numbers.reading_notes(e) for entry in rounds for e in entry["eval"].values() if e),
         equal_rows=equal_rows(rounds),
         plots=result_plots(data.results),
         judged=[entry for entry in rounds if entry.get("self_evaluation")],
@@ -116,7 +119,10 @@ def render_report(data: ReportData) -> str:
         cost_rows=cost_rows(data.results["cost"]),
         kind_rows=kind_rows(data.results.get("cost_by_kind")),
         inference_rows=inference_rows(rounds),
-        events=group_events(e for e in data.events if e.get("level") != "info"),
+        readings=data.readings,
+        searches=[reading for reading in data.readings if reading["search"]],
+        stopped=data.stopped,
+        events=group_events(e for e in data.events if e.get("level") not in ("info", "error")),
         remarks=group_events(e for e in data.events if e.get("level") == "info"),
         unfinished=data.unfinished,
     )

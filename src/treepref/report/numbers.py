@@ -62,6 +62,26 @@ def percent_interval(interval: Sequence[float] | None) -> str:
     return NONE if interval is None else f"{percent(interval[0])}–{percent(interval[1])}"
 
 
+READING_NOTE = (
+    "strict: right for a reader that knows the task's own form alone; unread: share of finished solutions, in %, in "
+    "which no answer was read; cut: share of all that did not come to their end."
+)
+"""Explains `reading_notes`."""
+_SHARES = (("unread", "unreadable"), ("cut", "cut"))
+
+
+def strict_differs(entry: Mapping[str, Any]) -> bool:
+    """Whether the strict reader is known to find other answers right than the lenient one."""
+    strict = entry.get("strict_accuracy")
+    return strict is not None and abs(strict - entry["accuracy"]) > 1e-9
+
+
+def reading_notes(entry: Mapping[str, Any]) -> list[str]:
+    """What belongs beneath an accuracy: the strict one where it differs, and the shares unread and cut above zero."""
+    notes = [f"strict {percent(entry['strict_accuracy'])}"] if strict_differs(entry) else []
+    return notes + [f"{name} {percent(entry[key])}" for name, key in _SHARES if entry.get(key)]
+
+
 def points(difference: Mapping[str, Any] | None) -> str:
     """A difference of shares in percentage points."""
     return NONE if difference is None else signed(100 * difference["difference"])

@@ -10,11 +10,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from treepref.reading import example_line, summary_line
 from treepref.report import numbers
 from treepref.report.data import group_events
 
 WIDTH = 100
 SHOWN_EVENTS = 6
+EXAMPLE_CHARS = 60
+"""Of a solution that is shown as an example."""
 
 
 def print_results(
@@ -23,16 +26,25 @@ def print_results(
     console: Console | None = None,
     *,
     unfinished: Sequence[str] = (),
+    stopped: str | None = None,
+    readings: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Rounds, cost, and what was skipped, failed or left `unfinished` (names of stages)."""
+    """Rounds, what was read of solutions, cost, and what was skipped, failed or left `unfinished` (names of stages).
+
+    `readings` are those of `ReportData`; `stopped` is what ended the run.
+    """
     console = console or Console()
-    console.print(results_table(results))
+    if results["rounds"]:
+        console.print(results_table(results))
     for line in footnotes(results):
         console.print(Text(line, style="dim"))
+    for reading in readings:
+        for line in reading_lines(reading):
+            console.print(Text(line), overflow="fold")
     console.print(Text(cost_line(results["cost"])))
     if split := kind_line(results.get("cost_by_kind")):
         console.print(Text(split))
-    for line in event_lines(events, unfinished):
+    for line in event_lines(events, unfinished, stopped):
         console.print(Text(line), overflow="fold")
 
 
@@ -77,6 +89,7 @@ def footnotes(results: Mapping[str, Any]) -> list[str]:
         return ["No round was evaluated."]
     last = results["rounds"][-1]
     lines = ["Δ greedy: percentage points against the round before, on the same problems, 95 % paired interval."]
+    lines += strict_and_unread(results)
     whole = last["paired"].get("greedy_vs_first")
     if whole and len(results["rounds"]) > 2:
         lines.append(f"Over all rounds: greedy {numbers.points(whole)} {numbers.points_interval(whole)}.")
@@ -96,6 +109,39 @@ def footnotes(results: Mapping[str, Any]) -> list[str]:
                 f"{numbers.points(equal)} {numbers.points_interval(equal)}."
             )
     return lines
+
+
+def strict_and_unread(results: Mapping[str, Any]) -> list[str]:
+    """Where the strict reader differs, and how many solutions could not be read or were cut; nothing where none is."""
+    lines = []
+    for entry in results["rounds"]:
+        shown = [(name, e) for name, e in entry["eval"].items() if e]
+        strict = [(n, e["strict_accuracy"]) for n, e in shown if numbers.strict_differs(e)]
+        if strict:
+            lines.append(f"Round {entry['round']}, strict (in the task's own form alone), %: {_listed(strict)}.")
+        own = [(n, e) for n, e in shown if numbers.family(n) not in ("bon", "wvote")]  # of the same samples as sc
+        if unread := [(n, e["unreadable"]) for n, e in own if e.get("unreadable")]:
+            lines.append(f"Round {entry['round']}, finished without an answer that can be read, %: {_listed(unread)}.")
+        if cut := [(n, e["cut"]) for n, e in own if e.get("cut")]:
+            lines.append(f"Round {entry['round']}, cut before the end, %: {_listed(cut)}.")
+    return lines
+
+
+def _listed(shares: Iterable[tuple[str, float]]) -> str:
+    return ", ".join(f"{name} {numbers.percent(share)}" for name, share in shares)
+
+
+def reading_lines(reading: Mapping[str, Any]) -> list[str]:
+    """What was read of some solutions, with the examples among those that are not right."""
+    lines = []
+    if reading["search"]:
+        lines.append(
+            f"{reading['title']}: of {reading['trees']} trees {reading['solved']} found a right solution, "
+            f"{reading['mixed']} right and wrong ones, {reading['unsolved']} no right one."
+        )
+    title = "Solutions" if reading["search"] else reading["title"]
+    lines.append(f"{title}: {summary_line(reading)}." + (" Not right:" if reading["examples"] else ""))
+    return lines + [f"  {example_line(example, EXAMPLE_CHARS)}" for example in reading["examples"]]
 
 
 def cost_line(cost: Mapping[str, float]) -> str:
@@ -122,10 +168,14 @@ def kind_line(kinds: Mapping[str, Mapping[str, float]] | None) -> str | None:
     return f"FLOPs: {found}" if found else None
 
 
-def event_lines(events: Iterable[Mapping[str, Any]], unfinished: Sequence[str] = ()) -> list[str]:
-    """Skips and failures, equal ones together, the most frequent first; before them, where the run stands still."""
-    groups = group_events(e for e in events if e.get("level") != "info")
+def event_lines(
+    events: Iterable[Mapping[str, Any]], unfinished: Sequence[str] = (), stopped: str | None = None
+) -> list[str]:
+    """Skips and failures, equal ones together, the most frequent first; before them, where the run stands still, and
+    what stopped it in a line."""
+    groups = group_events(e for e in events if e.get("level") not in ("info", "error"))
     lines = [f"Not finished: {', '.join(unfinished)}."] if unfinished else []
+    lines += [f"Stopped: {stopped.splitlines()[0]}"] if stopped else []
     if not groups:
         return lines or ["Nothing was skipped and nothing failed."]
     lines += [f"Skipped or failed: {sum(g.count for g in groups)} (all of them are in report.html)"]

@@ -18,7 +18,7 @@ MAP_WIDTH, MAP_HEIGHT, MAP_MARGIN = 232.0, 420.0, 10.0
 """The map's frame, in its own units (one is a pixel where the page is wide)."""
 _EMPTY = {
     "parent": None, "q": None, "visits": 0, "value": None, "confidence": None, "prior": None, "reward": None,
-    "terminal": False,
+    "terminal": False, "finish": "eos",
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from treepref.tasks.isolation import IsolatedFunction
+from treepref.tasks.own_checker import Watch
 from treepref.tasks.rules import AnswerRule
 from treepref.types import Problem
 
@@ -28,7 +29,7 @@ class Verdict:
     answer: str | None = None
     """The canonical form of what was found; None where nothing can be read."""
     error: str | None = None
-    """Why a check failed to run."""
+    """Why a check failed to run: a line that says it, and where a checker raised, its traceback below."""
     strict: bool = False
     """Right also for a reader that knows only the form in which the task's own solutions state their answer, such as
     GSM8K's '#### 18'. Where `correct` is true and this is not, the model was right in a form of its own."""
@@ -44,6 +45,7 @@ class Checker:
         self.rule = rule
         self.delimiter = delimiter
         self._own = own is not None
+        self._watch = None if own is None else Watch(own)
         self._isolated: IsolatedFunction | None = None
         self._known: dict[tuple[str, str, str], bool] = {}
         self._failed: dict[tuple[str, str, str], str] = {}
@@ -67,7 +69,10 @@ class Checker:
             self._isolated.close()
 
     def check(self, text: str, problem: Problem) -> Verdict:
-        """Verdict on a whole solution. A check that hangs or fails is wrong, with its error."""
+        """Verdict on a whole solution. A check that hangs or fails is wrong, with its error.
+
+        Raises CheckerError where a user's checker fails time and again (own_checker.py says when).
+        """
         found = self.rule.extract(text, self.delimiter, problem)
         answer = self.rule.canonical(found) if found else None
         if self._own:
@@ -105,6 +110,10 @@ class Checker:
             else f"its answer {problem.answer[:60]!r} does not check as right against itself ({error or 'no match'})"
         )
 
+    def try_own(self, text: str, problem: Problem) -> tuple[bool, str | None]:
+        """What a user's checker says, or why it says nothing. A failure is not kept and counts toward no stop."""
+        return self._ask(text, problem, watched=False)
+
     def _compare(self, found: str, problem: Problem) -> tuple[bool, str | None]:
         if self.rule.agrees is None:
             return found == self.rule.canonical(problem.answer), None
@@ -120,14 +129,16 @@ class Checker:
             self._known[key] = correct
         return correct, error
 
-    def _ask(self, text: str, problem: Problem) -> tuple[bool, str | None]:
+    def _ask(self, text: str, problem: Problem, *, watched: bool = True) -> tuple[bool, str | None]:
         """The worker's word. A failure is kept: equal samples would hang again, each for the whole limit."""
         key = (problem.id, problem.answer, text)
         if key in self._failed:
             return False, self._failed[key]
         assert self._isolated is not None
         correct, error = self._isolated(text, problem)
-        if error is not None:
+        if self._watch is not None and watched:
+            self._watch.note(problem.id, error)
+        if error is not None and watched:
             if len(self._failed) >= _CACHED:
                 self._failed.clear()
             self._failed[key] = error

@@ -23,6 +23,9 @@ from treepref.types import Problem
 START_SECONDS = 180.0
 """Longest start of a worker: its imports alone, on a busy machine."""
 
+TOO_SLOW, DIED = "the check took longer than", "the checking process died"
+"""How a call without an answer is told; all other failures are the function's own."""
+
 _BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from {module} import main; main()"
 
 
@@ -55,7 +58,10 @@ class IsolatedFunction:
             raise
 
     def __call__(self, text: str, problem: Problem) -> tuple[bool, str | None]:
-        """(result, error): error says why there is no result, and then the result is False."""
+        """(result, error): error says why there is no result, and then the result is False.
+
+        Its first line says it all; where the function raised, its traceback follows.
+        """
         with self._lock:
             self.wait()
             assert self._worker is not None
@@ -63,11 +69,11 @@ class IsolatedFunction:
             try:
                 answer = self._worker.ask(request, self._seconds)
             except TimeoutError:
-                error = f"the check took longer than {self._seconds:g} s"
+                error = f"{TOO_SLOW} {self._seconds:g} s"
             except EOFError:
-                error = "the checking process died"
+                error = DIED
             else:
-                return bool(answer["correct"]), answer["error"]
+                return bool(answer["correct"]), answer["error"] and _printable(answer["error"])
             self.close()
             self.start()
             return False, error
@@ -77,6 +83,11 @@ class IsolatedFunction:
         if self._worker is not None:
             self._worker.kill()
             self._worker = None
+
+
+def _printable(text: str) -> str:
+    """The text without characters that move a terminal's cursor: what a checker raises may quote a model's words."""
+    return "".join(c if c.isprintable() or c == "\n" else " " if c == "\t" else repr(c)[1:-1] for c in text)
 
 
 class WorkerProcess:

@@ -10,11 +10,16 @@ import os
 import sys
 import threading
 import time
+import traceback
 from typing import Any
 
 from treepref.errors import TreeprefError
 from treepref.tasks.functions import load_function
 from treepref.types import Problem
+
+MAX_TRACE = 3000
+"""Characters of a traceback that are sent; what is left out stands in the middle."""
+MAX_FRAMES = 8
 
 
 def main() -> None:
@@ -43,10 +48,21 @@ def _answer(function: Any, text: str, problem: Problem) -> dict[str, Any]:
     try:
         result = function(text, problem)
     except BaseException as error:  # nothing that a check raises may end the worker
-        return {"correct": False, "error": f"{type(error).__name__}: {error}"[:300]}
+        return {"correct": False, "error": failure(error)}
     if type(result).__name__ in ("bool", "bool_"):  # numpy's too
         return {"correct": bool(result), "error": None}
     return {"correct": False, "error": f"the checker returned {type(result).__name__}, not True or False"}
+
+
+def failure(error: BaseException) -> str:
+    """What was raised, on a line of its own; then the traceback from the first frame that is not ours on."""
+    own = error.__traceback__.tb_next if error.__traceback__ else None
+    told = traceback.TracebackException(type(error), error, own, limit=-MAX_FRAMES)
+    lines = list(told.format_exception_only())
+    trace = "".join(told.format())
+    if len(trace) > MAX_TRACE:
+        trace = f"{trace[: MAX_TRACE // 2]}\n…\n{trace[-MAX_TRACE // 2 :]}"
+    return f"{' '.join(lines[-1].split())[:300]}\n{trace}".rstrip()
 
 
 def private_channel() -> tuple[Any, Any]:
