@@ -1,7 +1,7 @@
 """Arithmetic as people write it: `$1,200 × 15%` to an exact value, and a value to the digits that a calculator shows.
 
-What people may read in two ways has no value: `2x+10` (an equation's left side, or 2 times +10) and `200-20%` (less 0.2,
-or less a fifth of it).
+What people may read in two ways has no value: `2x+10` (an equation's side, or 2 times +10) and `200-20%` (less 0.2, or
+less a fifth of it).
 
 Rewrites what tasks/expressions.py does not know (currency signs, thousands commas, percentages, `5.`, `x`) into what
 it does. Never evaluates text as code, and knows no token and no model.
