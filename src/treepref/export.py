@@ -1,7 +1,7 @@
 """A run's pairs as rows for other trainers: JSON lines with `prompt`, `chosen`, `rejected`, as TRL's DPOTrainer reads.
 
-The rows keep treepref's numbers as further columns, which TRL passes over. What TRL does with a row is not what treepref
-does with a pair in one point: it ends every side with EOS, steps within a solution too; `Exported.warning` says so.
+The rows keep treepref's numbers as further columns, which TRL passes over. In one point TRL does with a row what
+treepref does not with a pair: it ends every side with EOS, steps within a solution too; `Exported.warning` says so.
 Knows trees and pairs; `export_trl` also the run's store and tokenizer.
 """
 
@@ -37,9 +37,9 @@ class Exported:
             return None
         return (
             f"{self.open_sides:,} of {2 * self.pairs:,} sides are steps that do not end in {eos!r}. TRL's DPOTrainer "
-            "appends it to every side of such rows, so it trains the policy to stop after these steps too. Leave it out "
-            "where the columns eos_chosen, eos_rejected are false (a tokenizing of your own), or export whole solutions "
-            "(pairs.level: solution)"
+            "appends it to every side of such rows, and so trains the policy to stop after these steps. Leave it out "
+            "where the columns eos_chosen, eos_rejected are false (tokenise the rows yourself), or export whole "
+            "solutions (pairs.level: solution)"
         )
 
 
