@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from collections.abc import Iterator
@@ -12,10 +13,13 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from treepref.config import Recipe
 from treepref.errors import RecipeError
+from treepref.estimate import estimate, render
 from treepref.recipe_io import dump_recipe, known_keys, load_recipe
+from treepref.sizing import ModelInfo, Rates
 
 
 def refusal(tmp_path: Path, text: str, *overrides: str) -> str:
@@ -283,3 +287,22 @@ def test_any_accepted_recipe_is_read_back_equal(tmp_path_factory, params, text, 
     except RecipeError:
         return
     assert_reads_back(recipe, folder)
+
+
+@pytest.mark.parametrize("method", ["svpo", "mcts_dpo", "dpo_st"])
+def test_every_bound_can_be_estimated(method: str) -> None:
+    """The ends of the numbers' ranges, one key at a time and all of them together."""
+    info, rates = ModelInfo(10**9, 10**5, 2048, 50_000, layers=24), Rates(1e12, 1e11, 1e-6)
+    start = [f"method={method}", "task.splits.train=5000", "task.splits.labelled=5000", "search.self_evaluation={}"]
+    start += ["pairs.min_problems=1", "warmup.epochs=1"]
+    spent_on = re.compile(r"rounds|budget|search|online|self_training|eval")
+    for end in ("minimum", "maximum"):
+        values = {key: form[end] for key, form in NUMERIC.items() if end in form}
+        for key in [key for key in values if key.startswith(("pairs.min_", "task.splits.", "warmup.epochs"))]:
+            del values[key]
+        if method == "mcts_dpo":
+            del values["search.leaves_in_flight"]
+        each = [[f"{key}={number}"] for key, number in values.items() if spent_on.match(key)]
+        for overrides in (*each, [f"{key}={number}" for key, number in values.items()]):
+            recipe = load_recipe("svpo", [*start, *overrides]).recipe
+            Console(file=io.StringIO()).print(render(recipe, estimate(recipe, model_info=info, rates=rates), info))

@@ -277,7 +277,7 @@ class Recipe(Section):
     name: str
     method: Literal["svpo", "mcts_dpo", "dpo_st"] = "svpo"
     seed: int = Field(0, ge=-(2**63), lt=2**63)
-    rounds: int = Field(2, ge=0, le=100_000)
+    rounds: int = Field(2, ge=0, le=1000)
     """Rounds of search, pairs, training and evaluation. 0: warm-up and evaluation alone."""
     model: ModelConfig = ModelConfig()
     task: TaskConfig = TaskConfig()
