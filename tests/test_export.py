@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from treepref.cli import app
 from treepref.config import Recipe
 from treepref.errors import StoreError
-from treepref.export import export_run, export_trl, text_decoder, trl_rows
+from treepref.export import Exported, export_run, export_trl, text_decoder, trl_rows
 from treepref.store import Store
 from treepref.types import Node, Pair, Tree, new_tree
 
@@ -60,6 +60,8 @@ def test_a_step_pair_has_the_shared_steps_in_its_prompt() -> None:
         "round": 2,
         "problem_id": "p1",
         "policy_version": 4,
+        "eos_chosen": False,
+        "eos_rejected": False,
     }
     assert whole["prompt"] == "1+2+3=?\n"
     assert (whole["chosen"], whole["rejected"]) == ("1+2=3\n3+3=6\x00", "2+3=6\n6+1=7\x00")
@@ -104,11 +106,11 @@ def test_a_runs_pairs_land_in_one_file_round_by_round(tmp_path) -> None:
     fill(tmp_path / "run")
     file = tmp_path / "out" / "pairs.jsonl"
     with Store(tmp_path / "run", read_only=True) as store:
-        assert export_trl(store, file, decode) == 3
+        assert export_trl(store, file, decode) == Exported(pairs=3, open_sides=6)
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         assert [row["round"] for row in rows] == [1, 3, 3]
         assert {row["prompt"] for row in rows} == {"1+2+3=?\n", "1+2+3=?\n1+2=3\n"}
-        assert export_trl(store, file, decode, round=1) == 1
+        assert export_trl(store, file, decode, round=1).pairs == 1
         with pytest.raises(StoreError, match="no pairs of round 2"):
             export_trl(store, file, decode, round=2)
         blocked = tmp_path / "blocked"
@@ -159,8 +161,35 @@ def test_a_run_is_exported_with_its_own_tokenizer_by_the_command(tmp_path) -> No
     result = CliRunner().invoke(app, ["export", str(run)])
     assert (result.exit_code, result.exception) == (0, None)
     assert "1 pairs written" in result.output
+    assert "warning" not in result.output
     (row,) = map(json.loads, (run / "trl.jsonl").read_text().splitlines())
     assert (row["prompt"], row["chosen"], row["rejected"]) == ("2*3=", "6</s>", "7</s>")
+    assert row["eos_chosen"] and row["eos_rejected"]
+
+
+def test_the_command_says_which_sides_trl_will_end(tmp_path) -> None:
+    from typer.testing import CliRunner
+
+    tokenizer = byte_tokenizer(bos=False)
+    tree = new_tree("p", "p", tokenizer("1+2+3=")["input_ids"])
+    steps = [grow(tree, 0, tokenizer(text)["input_ids"]) for text in ("3+3\n", "4+3\n", "6</s>")]
+    run = tmp_path / "run"
+    with Store(run) as store:
+        store.set_meta("recipe", Recipe.model_validate({"name": "a"}).model_dump(mode="json"))
+        store.finish_tree("round-1/search", tree)
+        pairs = [
+            Pair("p", (steps[0],), (steps[1],), 1.0, -1.0, 1, 1),
+            Pair("p", (steps[2],), (steps[1],), 1.0, 0, 1, 1),
+        ]
+        store.put_pairs(1, pairs)
+    tokenizer.save_pretrained(run / "round-1")
+    result = CliRunner().invoke(app, ["export", str(run)])
+    told = " ".join(result.output.split())
+    assert "warning: 3 of 4 sides are steps that do not end in '</s>'" in told
+    assert "TRL's DPOTrainer appends it to every side" in told
+    assert "eos_chosen, eos_rejected" in told
+    rows = [json.loads(line) for line in (run / "trl.jsonl").read_text().splitlines()]
+    assert [(row["eos_chosen"], row["eos_rejected"]) for row in rows] == [(False, False), (True, False)]
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path) -> None:

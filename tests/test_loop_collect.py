@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from treepref.config import SelfEvaluationConfig
 from treepref.errors import ModelError, RecipeError
-from treepref.loops.collect import reference_steps, search_rules, self_evaluation_text
+from treepref.loops.collect import pairs_of, reference_steps, search_rules, self_evaluation_text
 from treepref.loops.session import Session
 from treepref.models.policy import load_tokenizer
 from treepref.models.text import choice_of, decode
 from treepref.recipe_io import load_recipe
-from treepref.types import Problem
+from treepref.types import Node, Problem, new_tree
 
 DEFAULT = "Is this right?\n(A) right (B) wrong\nThe answer is ("
 PROBLEM = Problem("p", "4 + 3 =", "7")
@@ -79,3 +80,22 @@ def test_injected_steps_are_the_rationale_as_the_policy_would_write_it(tmp_path:
             tokens = tuple(token for step in steps for token in step)
             assert session.check(tokens, problem)[1].correct
         assert all(p.rationale is None for p in session.problems("eval"))
+
+
+@pytest.mark.parametrize("how", ["pairs.level=step", "pairs.rule=trace", "pairs.level=solution"])
+def test_siblings_of_one_text_in_other_tokens_are_no_pair(how: str) -> None:
+    recipe = load_recipe("svpo", [how]).recipe
+    session = SimpleNamespace(recipe=recipe, tokenizer=lambda: tokenizer)
+    tokenizer = load_tokenizer("builtin:tiny-base")
+    the, space, word, eos = (
+        tokenizer.convert_tokens_to_ids(token) for token in (" the", " ", "the", tokenizer.eos_token)
+    )
+    assert decode(tokenizer, (the,)) == decode(tokenizer, (space, word)) == " the"
+    tree = new_tree("t", "p", (word,))
+    for tokens, reward in (((the, eos), 1.0), ((space, word, eos), -1.0), ((word, eos), -0.5)):
+        node = Node(len(tree.nodes), tree.root, tokens, (-0.5,) * len(tokens), finish="eos", depth=1)
+        node.visits, node.total, node.reward, node.terminal = 1, reward, reward, True
+        tree.root.children.append(node)
+        tree.nodes.append(node)
+    tree.root.visits = 3
+    assert {(pair.winner, pair.loser) for pair in pairs_of(session, tree)} == {((1,), (3,))}

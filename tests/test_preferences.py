@@ -343,3 +343,78 @@ def test_longer_sides_than_max_tokens_make_no_pair():
     wide = names(solution_pairs(tree, LOOSE))
     short = names(solution_pairs(tree, loose))
     assert short == [sides for sides in wide if all(len(side) == 1 for side in sides)] and 0 < len(short) < len(wide)
+
+
+# --- one text in other tokens
+
+TEXTS = {1: "4", 2: "2", 3: "42", 4: "\n", 5: "7"}
+"""Token id → text: "42" is one token or two."""
+
+
+def text_of(tokens):
+    return "".join(TEXTS[token] for token in tokens)
+
+
+def spelled(*rows):
+    """Nodes below the root as (parent, tokens, visits, q, finish, reward)."""
+    tree = tree_of(*((parent, visits, q, finish, reward) for parent, _, visits, q, finish, reward in rows))
+    for node, (_, tokens, *_) in zip(tree.nodes[1:], rows, strict=True):
+        node.tokens, node.logprobs = tokens, (-0.5,) * len(tokens)
+    return tree
+
+
+def two_spellings():
+    """Under the root "42\\n" in two ways (Q 0.9 and −0.9) and "7\\n" (Q −0.5); below the first a right solution."""
+    return spelled(
+        (0, (3, 4), 5, 0.9, "step", None),
+        (0, (1, 2, 4), 5, -0.9, "step", None),
+        (0, (5, 4), 5, -0.5, "step", None),
+        (1, (5,), 3, 1.0, "eos", 1.0),
+    )
+
+
+def test_no_step_is_set_over_its_own_text():
+    tree = two_spellings()
+    assert names(sibling_pairs(tree, LOOSE)) == [((1,), (2,)), ((1,), (3,)), ((3,), (2,))]
+    assert names(sibling_pairs(tree, LOOSE, text_of)) == [((1,), (3,)), ((3,), (2,))]
+    one = PairConfig(max_per_parent=1)
+    assert names(sibling_pairs(tree, one)) == [((1,), (2,))]
+    assert names(sibling_pairs(tree, one, text_of)) == [((1,), (3,))], "another pair takes its place"
+
+
+def test_the_trace_sets_a_step_over_the_worst_that_says_something_else():
+    tree = two_spellings()
+    assert names(trace_pairs(tree, LOOSE)) == [((1,), (2,))]
+    assert names(trace_pairs(tree, LOOSE, text_of)) == [((1,), (3,))]
+    alone = spelled((0, (3, 4), 5, 0.9, "step", None), (0, (1, 2, 4), 4, -0.9, "step", None))
+    assert trace_pairs(alone, LOOSE, text_of) == []
+
+
+def test_no_solution_is_set_over_its_own_text():
+    tree = spelled(
+        (0, (3, 4), 3, 0.0, "step", None),
+        (0, (1, 2, 4), 3, 0.0, "step", None),
+        (1, (5,), 1, 1.0, "eos", 1.0),
+        (2, (5,), 1, -1.0, "eos", -1.0),  # "42\n7" again
+        (2, (1,), 1, -1.0, "eos", -1.0),
+    )
+    assert names(solution_pairs(tree, LOOSE)) == [((1, 3), (2, 4)), ((1, 3), (2, 5))]
+    assert names(solution_pairs(tree, LOOSE, text_of)) == [((1, 3), (2, 5))]
+
+
+def test_where_a_solution_ends_is_something_to_prefer():
+    tree = spelled((0, (3,), 3, 1.0, "eos", 1.0), (0, (1, 2), 3, -1.0, "length", -1.0))
+    assert names(sibling_pairs(tree, LOOSE, text_of)) == [((1,), (2,))]
+
+
+def test_texts_are_compared_from_where_the_solution_begins():
+    """A step that begins within a character has no text of its own."""
+    asked = []
+
+    def text_of(tokens):
+        asked.append(tuple(tokens))
+        return str(tokens)
+
+    tree = spelled((0, (3,), 3, 0.0, "step", None), (1, (5,), 2, 1.0, "eos", 1.0), (1, (4,), 1, -1.0, "eos", -1.0))
+    assert len(sibling_pairs(tree, LOOSE, text_of)) == 1
+    assert sorted(asked) == [(3, 4), (3, 5)]

@@ -116,7 +116,7 @@ def test_the_documentation_lists_every_key_with_its_default() -> None:
     ],
 )
 def test_numbers_are_read_as_people_write_them(text: str, value: float) -> None:
-    assert load_recipe("svpo", [f"train.lr={text}"]).recipe.train.lr == value
+    assert load_recipe("svpo", [f"train.value_weight={text}"]).recipe.train.value_weight == value
 
 
 def test_values_that_yaml_1_1_would_twist_stay_what_they_look_like() -> None:
@@ -135,7 +135,7 @@ def test_values_that_yaml_1_1_would_twist_stay_what_they_look_like() -> None:
         ("name: a\n\ttrain: 3\n", 2, "not valid YAML"),
         ("- name\n", 1, "a recipe is a mapping"),
         ("name: a\n---\nname: b\n", 2, "not valid YAML"),
-        ("name: &x a\nmodel: {path: *x}\n", 2, "aliases"),
+        ("name: a\nmodel: {path: *x}\n", 2, "aliases"),
         ("name: a\x07\n", 1, "not valid YAML"),
     ],
 )
@@ -332,7 +332,7 @@ tricky = st.sampled_from(
 @given(
     params=st.dictionaries(texts | tricky, scalars | tricky | st.lists(scalars | tricky, max_size=3), max_size=4),
     delimiter=st.sampled_from(["\n", "\n\n", " \n", "\t", "。", "1e5", "no"]),
-    lr=st.floats(1e-12, 1e3),
+    lr=st.floats(1e-300, 1),
     train_split=texts | tricky,
 )
 def test_what_is_written_is_read_back_equal(params: dict, delimiter: str, lr: float, train_split: str) -> None:

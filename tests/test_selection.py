@@ -136,3 +136,12 @@ def test_so_many_problems_are_untouched_by_the_cap(counts: list[int], percentile
     if solved:
         assert sum(count <= cap for count in solved) >= percentile / 100 * len(solved) - 1e-6
         assert sum(count < cap for count in solved) < percentile / 100 * len(solved) + 1e-6
+
+
+def test_no_solution_is_set_over_its_own_text_in_other_tokens() -> None:
+    texts = {1: "4", 2: "2", 3: "42", 5: "7"}
+    tree = tree_of(((3,), 1.0), ((1, 2), -1.0), ((3, 5), -1.0))
+    pairs = least_similar_pairs(tree, at_most=1.0, limit=1)
+    assert [(p.winner, p.loser) for p in pairs] == [((1,), (2,))]
+    pairs = least_similar_pairs(tree, at_most=1.0, limit=1, text_of=lambda ids: "".join(texts[i] for i in ids))
+    assert [(p.winner, p.loser) for p in pairs] == [((1,), (3,))], "the next least similar takes its place"

@@ -35,6 +35,18 @@ from treepref.tools.text import TokenText
         ("-14+-8+1", -21),
         ("-(2+3)*-4", 20),
         ("(1-20%)*120", 96),
+        ("120*(1+10%)", 132),
+        ("1-20%", Fraction(4, 5)),
+        ("100%-20%", Fraction(4, 5)),
+        ("200+20%*50", 210),
+        ("200-20%/2", Fraction(1999, 10)),
+        ("4x(3+1)", 16),
+        ("12x3", 36),
+        ("12 x 3", 36),
+        ("12x(-3)", -36),
+        ("12×-3", -36),
+        ("12*-3", -36),
+        ("2x$5", 10),
         ("200*15%", 30),
         ("200/50%", 400),
         ("(25+25)%", Fraction(1, 2)),
@@ -55,6 +67,8 @@ def test_expressions(text: str, value: object) -> None:
     "text",
     ["", " ", "x", "3/0", "1/(2-2)", "2**3", "2^3", "7//2", "560//10", "7%3", "5%%", "%5", "1,23", "1,0000", "1000,000",
      "5..3", "1.2.3", "1 000", "5$3", "3 apples", "2(3)", "(2", "2)", "()", "1e9", "0x1F", "5!", "1=1",
+     "2x+10", "3x-6", "3X − 6", "2x + 10", "12 x -3", "2x$-5", "2x- (3)", "5-2x+1",
+     "200-20%", "1000+10%", "$200 - 20%", "(150+50)-20%", "3*1-20%", "11-20%", "200-20%+5",
      "__import__('os')", "²", "٣", "(" * 100 + "1" + ")" * 100, "-" * 150 + "1", "a" * 10000,
      "1+" * 5000 + "1", "9" * 10000],
 )  # fmt: skip
@@ -73,6 +87,18 @@ def test_nonsense_has_no_value(text: str) -> None:
 )  # fmt: skip
 def test_what_is_shown(value: str, shown: str | None) -> None:
     assert show(Fraction(value)) == shown
+
+
+def test_expressions_collected_from_models() -> None:
+    file = Path(__file__).resolve().parents[2] / "shared" / "cases" / "calculator.jsonl"
+    if not file.is_file():
+        pytest.skip(f"no collected expressions at {file}")
+    for case in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
+        try:
+            shown = show(calculate(case["expression"]))
+        except ExpressionError:
+            shown = None
+        assert shown == case["result"], case
 
 
 # --- against exact rational arithmetic

@@ -207,8 +207,10 @@ def export(
     from treepref.export import export_run
 
     file = out or run_dir / "trl.jsonl"
-    count = export_run(run_dir, file, round=round)
-    print(f"{count:,} pairs written to {file}")
+    written, warning = export_run(run_dir, file, round=round)
+    print(f"{written.pairs:,} pairs written to {file}")
+    if warning:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 @app.command("import-gguf")

@@ -5,22 +5,26 @@ Reading YAML, overrides and line numbers live in `recipe_io.py`; this file knows
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
-    """Unknown keys are errors; values are checked when they are set."""
+    """Unknown keys are errors; values are checked when they are set.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    Every number has both bounds, and none may be infinite. The outer ones lie far beyond what any run needs: what they
+    keep out is what would end in an overflow, in NaN or in all of the memory, hours after the recipe was read.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class LoraConfig(Section):
     """Low-rank adapters instead of full fine-tuning; merged when a round's folder is saved."""
 
-    rank: int = Field(16, ge=1)
-    alpha: float = Field(32.0, gt=0)
+    rank: int = Field(16, ge=1, le=16_384)
+    alpha: float = Field(32.0, gt=0, le=1e6)
     targets: list[str] | Literal["all-linear"] = "all-linear"
 
 
@@ -35,11 +39,11 @@ class ModelConfig(Section):
 class SplitConfig(Section):
     """How many problems each split holds; disjoint by normalised question text."""
 
-    labelled: int = Field(0, ge=0)
+    labelled: int = Field(0, ge=0, le=10_000_000)
     """Problems with rationales, for the warm-up SFT."""
-    train: int = Field(1000, ge=1)
+    train: int = Field(1000, ge=1, le=10_000_000)
     """Problems with answers only, for search."""
-    eval: int = Field(500, ge=1)
+    eval: int = Field(500, ge=1, le=10_000_000)
 
 
 class TaskConfig(Section):
@@ -57,7 +61,7 @@ class TaskConfig(Section):
     """jsonl: a file of its own for evaluation. Without it evaluation problems are split off `path`."""
     train_split: str = "train"
     eval_split: str = "validation"
-    granularity: list[int] = Field(default_factory=lambda: [1])
+    granularity: list[Annotated[int, Field(le=1000)]] = Field(default_factory=lambda: [1])
     """Arithmetic rationales: how many operations a step may merge; one is drawn at random for each step."""
     slips: float = Field(0.0, ge=0, lt=1)
     """chain_sum's rationales: chance that an operation merged with others gets the wrong sign (a person's slip)."""
@@ -73,7 +77,7 @@ class TaskConfig(Section):
     answer: Literal["auto", "number", "math", "text", "boxed"] = "auto"
     """How answers of gsm8k, math, svamp and jsonl are read. `auto`: the kind's own way, for jsonl a number where the
     problem's answer is one and text elsewhere; `math`: LaTeX compared by value; `boxed`: the same, in a box alone."""
-    check_seconds: float = Field(5.0, gt=0)
+    check_seconds: float = Field(5.0, ge=0.01, le=86_400)
     """A hung answer check costs this long, and counts as wrong."""
     tool: Literal["calculator", "python"] | None = None
     """A tool inside decoding, in search and evaluation alike: its results are forced into the text."""
@@ -81,33 +85,33 @@ class TaskConfig(Section):
 
 class EngineConfig(Section):
     kind: Literal["torch"] = "torch"
-    max_rows: int = Field(256, ge=1)
+    max_rows: int = Field(256, ge=1, le=1_000_000)
     """Samples decoded together."""
-    cache_mb: int = Field(1024, ge=0)
+    cache_mb: int = Field(1024, ge=0, le=1_000_000_000)
     """Memory for the key-value cache of shared prefixes; the least recently used goes first."""
     batch_invariant: bool = False
     """One row and one token at a time: same result whatever the concurrency and however often killed. Slow."""
     weights: Literal["float32", "bfloat16", "int8"] = "float32"
     """What the engine multiplies with on a CPU. Below float32 it is faster, and its log-probs are those of another
     policy by a little: training recomputes the reference's. Training itself never runs in it."""
-    threads: int | None = Field(None, ge=1)
+    threads: int | None = Field(None, ge=1, le=1024)
 
 
 class WarmupConfig(Section):
     """SFT on the labelled split before the first round (round 0 is what comes out of it)."""
 
-    epochs: int = Field(0, ge=0)
-    lr: float = Field(1e-3, gt=0)
-    batch_tokens: int = Field(4096, ge=1)
+    epochs: int = Field(0, ge=0, le=10_000)
+    lr: float = Field(1e-3, gt=0, le=1)
+    batch_tokens: int = Field(4096, ge=1, le=1_000_000_000)
     """Trained tokens an optimizer step."""
     warmup_ratio: float = Field(0.03, ge=0, le=1)
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(0.01, ge=0, le=1)
 
 
 class SelfEvaluationConfig(Section):
     """The policy weighs each step by a two-choice question about it (MCTS-DPO, arXiv 2405.00451): reward O + C."""
 
-    weight: float = Field(1.0, ge=0)
+    weight: float = Field(1.0, ge=0, le=100)
     """Factor on C; 0 asks and records C (for its AUC) but leaves the reward to the outcome."""
     question: str | None = None
     """Text put after the solution so far, ending right before the letter; None takes the task's own."""
@@ -123,25 +127,25 @@ class SelfEvaluationConfig(Section):
 class SearchConfig(Section):
     """MCTS over steps, as in AlphaMath (arXiv 2405.03553; svpo) or MCTS-DPO (arXiv 2405.00451; mcts_dpo)."""
 
-    simulations: int = Field(40, ge=1)
-    children: int = Field(5, ge=1)
+    simulations: int = Field(40, ge=1, le=1_000_000)
+    children: int = Field(5, ge=1, le=10_000)
     """Steps sampled at each expansion."""
-    root_children: int | None = Field(None, ge=1)
+    root_children: int | None = Field(None, ge=1, le=10_000)
     """The same at the root; None takes `children`."""
-    c: float = Field(1.5, ge=0)
+    c: float = Field(1.5, ge=0, le=1e6)
     """Exploration constant of PUCT."""
-    temperature: float = Field(1.0, gt=0)
-    first_temperature: float | None = Field(None, gt=0)
+    temperature: float = Field(1.0, ge=0.01, le=100)
+    first_temperature: float | None = Field(None, ge=0.01, le=100)
     """Sampling temperature of the first round; None takes `temperature`."""
-    top_p: float = Field(1.0, gt=0, le=1)
-    max_depth: int = Field(8, ge=1)
-    max_step_tokens: int = Field(64, ge=1)
-    leaves_in_flight: int = Field(1, ge=1)
+    top_p: float = Field(1.0, ge=1e-6, le=1)
+    max_depth: int = Field(8, ge=1, le=100_000)
+    max_step_tokens: int = Field(64, ge=1, le=10_000_000)
+    leaves_in_flight: int = Field(1, ge=1, le=10_000)
     """Leaves of one tree that may be expanded at once (virtual loss above 1)."""
-    trees_in_flight: int = Field(64, ge=1)
+    trees_in_flight: int = Field(64, ge=1, le=1_000_000)
     evaluate: Literal["value", "rollout"] = "value"
     """How an unfinished leaf is scored: the value head's V (0 while there is none), or one sampled continuation."""
-    length_power: float = 1.0
+    length_power: float = Field(1.0, ge=-10, le=10)
     """mcts_dpo: λ of the prior π(a|s) / |a|^λ."""
     self_evaluation: SelfEvaluationConfig | None = None
     """mcts_dpo: null leaves C out."""
@@ -152,11 +156,11 @@ class SearchConfig(Section):
 class PairConfig(Section):
     """Which siblings become preferences (methods: SVPO)."""
 
-    min_gap: float = Field(0.2, ge=0)
+    min_gap: float = Field(0.2, ge=0, le=10_000)
     """Smallest Q(winner) − Q(loser)."""
-    min_visits: int = Field(1, ge=1)
-    max_per_parent: int = Field(1, ge=1)
-    max_per_tree: int = Field(8, ge=1)
+    min_visits: int = Field(1, ge=1, le=1_000_000)
+    max_per_parent: int = Field(1, ge=1, le=1_000_000)
+    max_per_tree: int = Field(8, ge=1, le=1_000_000)
     winner_reaches_answer: bool = True
     """The winner must lie on a path to a right answer."""
     level: Literal["step", "solution"] = "step"
@@ -164,37 +168,37 @@ class PairConfig(Section):
     rule: Literal["siblings", "trace"] = "siblings"
     """Step pairs: any siblings by gap (svpo), or at each depth of the selected trace the highest against the lowest Q
     (mcts_dpo)."""
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1, le=10_000_000)
     """Longest side of a pair in tokens; None: no limit."""
-    min_problems: int = Field(32, ge=1)
+    min_problems: int = Field(32, ge=1, le=20_000_000)
     """Fewer problems with a pair than this, and the round stops with advice."""
 
 
 class TrainConfig(Section):
     objective: Literal["svpo", "dpo", "cdpo", "cdpo_mean", "ipo", "ipo_mean", "sft"] = "svpo"
     """sft on the right solutions of the trees is rejection-sampling fine-tuning."""
-    beta: float = Field(0.1, gt=0)
-    value_weight: float = Field(0.1, ge=0)
+    beta: float = Field(0.1, ge=1e-4, le=100)
+    value_weight: float = Field(0.1, ge=0, le=10_000)
     """a in L: the value head's regression on its targets."""
     value_target: Literal["mean", "best"] = "mean"
     """mean: Q, as published; best: the best outcome found below a step, which is ours."""
-    margin_weight: float = Field(0.1, ge=0)
+    margin_weight: float = Field(0.1, ge=0, le=10_000)
     """b in L: the ranking loss on the pair's values."""
-    margin: float = Field(0.5, ge=0)
+    margin: float = Field(0.5, ge=0, le=100)
     """m in L."""
-    sft_weight: float = Field(0.1, ge=0)
+    sft_weight: float = Field(0.1, ge=0, le=10_000)
     """c in L: NLL of the winner, per token."""
     smoothing: Literal["none", "visits"] = "visits"
     """visits: label smoothing 1 / (N_w / N_l + 1), at most 0.5 (MCTS-DPO)."""
     reference: Literal["initial", "previous"] = "previous"
     """The frozen policy of the DPO terms: the first round's start, or this round's."""
-    lr: float = Field(1e-5, gt=0)
-    value_lr: float | None = Field(None, gt=0)
+    lr: float = Field(1e-5, gt=0, le=1)
+    value_lr: float | None = Field(None, gt=0, le=1)
     """Learning rate of the value head; None takes `lr`."""
-    epochs: int = Field(1, ge=1)
-    batch_trees: int = Field(64, ge=1)
+    epochs: int = Field(1, ge=1, le=10_000)
+    batch_trees: int = Field(64, ge=1, le=1_000_000)
     """Trees an optimizer step."""
-    row_tokens: int = Field(2048, ge=16)
+    row_tokens: int = Field(2048, ge=16, le=10_000_000)
     """Length of a packed row."""
     attention: Literal["auto", "mask", "blocks", "flex"] = "auto"
     """How packed rows are attended to; auto: what the model takes and is fastest (measured on a GPU)."""
@@ -202,8 +206,8 @@ class TrainConfig(Section):
     """Gradient checkpointing: each layer's activations are computed again in the backward pass."""
     warmup_ratio: float = Field(0.03, ge=0, le=1)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    clip: float = Field(1.0, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(1.0, gt=0, le=1e6)
+    weight_decay: float = Field(0.0, ge=0, le=1)
 
 
 class OnlineConfig(Section):
@@ -211,9 +215,9 @@ class OnlineConfig(Section):
 
     enabled: bool = True
     """False: all trees come from the round's first policy (offline), in the same batches."""
-    batch_problems: int = Field(32, ge=1)
+    batch_problems: int = Field(32, ge=1, le=10_000_000)
     """Problems searched between two updates."""
-    checkpoint_every: int = Field(10, ge=1)
+    checkpoint_every: int = Field(10, ge=1, le=1_000_000)
     """Updates between two saved training states: what a kill costs at most is that much training, and no search."""
 
 
@@ -224,56 +228,59 @@ class SelfTrainingConfig(Section):
     """False: plain self-training, pseudo-labels come from the SFT model itself."""
     pseudo_labels: bool = True
     """False: SFT alone: no sampling and no rounds, only the warm-up."""
-    dpo_samples: int = Field(5, ge=1)
+    dpo_samples: int = Field(5, ge=1, le=10_000)
     """Solutions sampled a problem for the DPO step."""
-    label_samples: int = Field(3, ge=1)
+    label_samples: int = Field(3, ge=1, le=10_000)
     """K: solutions sampled a problem for pseudo-labels."""
-    temperature: float = Field(0.7, gt=0)
-    max_tokens: int = Field(300, ge=1)
+    temperature: float = Field(0.7, ge=0.01, le=100)
+    max_tokens: int = Field(300, ge=1, le=10_000_000)
     """Longest sampled solution."""
     similarity: float = Field(0.7, ge=0, le=1)
     """A solution is kept only if its Jaccard similarity to all kept ones is at most this."""
-    pairs_per_problem: int = Field(3, ge=1)
+    pairs_per_problem: int = Field(3, ge=1, le=1_000_000)
     """The least similar right/wrong pairs of a problem are kept."""
     cap_percentile: float = Field(90.0, gt=0, le=100)
     """Solutions of a problem in the SFT set, at most this percentile of their number over all problems."""
     gold_positive: bool = True
     """The labelled problems' own rationales are among the right solutions of the DPO step."""
-    patience: int = Field(1, ge=0)
+    patience: int = Field(1, ge=0, le=1_000_000)
     """Rounds without better greedy accuracy after which the loop stops; 0: never."""
 
 
+_Width = Annotated[int, Field(le=1000)]
+
+
 class EvalConfig(Section):
-    samples: int = Field(32, ge=1)
+    samples: int = Field(32, ge=1, le=10_000)
     """Samples a problem for self-consistency, best-of-n, weighted vote and pass@k, on the last round."""
-    samples_between: int = Field(8, ge=0)
+    samples_between: int = Field(8, ge=0, le=10_000)
     """The same on earlier rounds."""
-    temperature: float = Field(1.0, gt=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    sbs: list[tuple[int, int]] = Field(default_factory=lambda: [(1, 2), (1, 4), (2, 4), (4, 4)])
+    temperature: float = Field(1.0, ge=0.01, le=100)
+    top_p: float = Field(1.0, ge=1e-6, le=1)
+    sbs: list[tuple[_Width, _Width]] = Field(default_factory=lambda: [(1, 2), (1, 4), (2, 4), (4, 4)])
     """Step-level beam search widths (B1, B2)."""
-    sbs_likelihood: float = Field(0.0, ge=0, allow_inf_nan=False)
+    sbs_likelihood: float = Field(0.0, ge=0, le=1e6)
     """Weight of a partial solution's mean log-prob beside its V, when beams are ranked; 0: V alone."""
     mcts: bool = False
     """MCTS at inference, with the search section's numbers and c = 1.25."""
-    max_tokens: int = Field(512, ge=1)
+    max_tokens: int = Field(512, ge=1, le=10_000_000)
     """Longest solution."""
 
 
 class BudgetConfig(Section):
     """Hard limits of the whole run. None: no limit."""
 
-    tokens: int | None = Field(None, ge=1)
+    tokens: int | None = Field(None, ge=1, le=10**18)
     """Generated, prefilled, scored and trained tokens together."""
-    seconds: float | None = Field(None, gt=0)
-    disk_gb: float | None = Field(None, gt=0)
+    seconds: float | None = Field(None, gt=0, le=1e9)
+    disk_gb: float | None = Field(None, gt=0, le=1e9)
 
 
 class Recipe(Section):
     name: str
     method: Literal["svpo", "mcts_dpo", "dpo_st"] = "svpo"
-    seed: int = 0
-    rounds: int = Field(2, ge=0)
+    seed: int = Field(0, ge=-(2**63), lt=2**63)
+    rounds: int = Field(2, ge=0, le=1000)
     """Rounds of search, pairs, training and evaluation. 0: warm-up and evaluation alone."""
     model: ModelConfig = ModelConfig()
     task: TaskConfig = TaskConfig()

@@ -1,13 +1,15 @@
 """A run's pairs as rows for other trainers: JSON lines with `prompt`, `chosen`, `rejected`, as TRL's DPOTrainer reads.
 
-The rows keep treepref's numbers as further columns, which TRL passes over. Knows trees and pairs; `export_trl` also the
-run's store and tokenizer.
+The rows keep treepref's numbers as further columns, which TRL passes over. In one point TRL does with a row what
+treepref does not with a pair: it ends every side with EOS, steps within a solution too; `Exported.warning` says so.
+Knows trees and pairs; `export_trl` also the run's store and tokenizer.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,33 @@ from treepref.types import Pair, Tree
 Decode = Callable[[Sequence[int]], str]
 
 
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What was written."""
+
+    pairs: int
+    open_sides: int
+    """Sides, of two a pair, that do not end in EOS: steps after which the solution goes on, or that were cut."""
+
+    def warning(self, eos: str) -> str | None:
+        """What a user of TRL must know of these rows; None where it changes nothing."""
+        if not self.open_sides:
+            return None
+        return (
+            f"{self.open_sides:,} of {2 * self.pairs:,} sides are steps that do not end in {eos!r}. TRL's DPOTrainer "
+            "appends it to every side of such rows, and so trains the policy to stop after these steps. Leave it out "
+            "where the columns eos_chosen, eos_rejected are false (tokenise the rows yourself), or export whole "
+            "solutions (pairs.level: solution)"
+        )
+
+
 def trl_rows(
     trees: Mapping[str, Tree] | Callable[[str], Tree | None],
     pairs: Iterable[Pair],
     decode: Decode,
     *,
     round: int | None = None,
+    eos: str | None = None,
 ) -> Iterator[dict[str, Any]]:
     """One row a pair. `trees` gives a tree by its key; `decode` gives the text of token ids.
 
@@ -34,7 +57,7 @@ def trl_rows(
     `prompt + chosen` and `prompt + rejected` are exactly the decoded sequences, also where a token boundary cuts a
     character. Further columns: `alpha` (label smoothing by visits, MCTS-DPO, arXiv 2405.00451; see
     `preferences.visit_smoothing`) and `weight` = 1 − alpha, Q and visits of both sides, `round`, `problem_id`,
-    `policy_version`.
+    `policy_version`, and `eos_chosen`, `eos_rejected`: whether the side ends in the text `eos` (None: never).
     Raises StoreError for a pair whose tree or nodes are not there.
     """
     find = trees.get if isinstance(trees, Mapping) else trees
@@ -62,6 +85,8 @@ def trl_rows(
             "round": round,
             "problem_id": tree.problem_id,
             "policy_version": tree.policy_version,
+            "eos_chosen": eos is not None and winner[len(prompt) :].endswith(eos),
+            "eos_rejected": eos is not None and loser[len(prompt) :].endswith(eos),
         }
 
 
@@ -101,8 +126,10 @@ def text_decoder(tokenizer: Any) -> Decode:
     return decode
 
 
-def export_run(run: Path, out_file: Path, *, round: int | None = None) -> int:
+def export_run(run: Path, out_file: Path, *, round: int | None = None) -> tuple[Exported, str | None]:
     """`export_trl` with the run's own tokenizer: a round's folder has it, else the model that the recipe names.
+
+    Returns what was written, and what is to be told of it.
 
     Raises ModelError where no tokenizer can be loaded.
     """
@@ -114,31 +141,36 @@ def export_run(run: Path, out_file: Path, *, round: int | None = None) -> int:
         recipe = Recipe.model_validate_json(json.dumps(store.meta("recipe")))
         folders = sorted(folder for folder in run.glob("round-*") if (folder / "tokenizer_config.json").is_file())
         tokenizer = load_tokenizer(str(folders[0].absolute()) if folders else recipe.model.path)
-        return export_trl(store, out_file, text_decoder(tokenizer), round=round)
+        eos = tokenizer.eos_token
+        written = export_trl(store, out_file, text_decoder(tokenizer), round=round, eos=eos)
+        return written, written.warning(eos) if eos else None
 
 
-def export_trl(store: Store, out_file: Path, decode: Decode, *, round: int | None = None) -> int:
-    """Write the pairs of one round, or of all, to a JSON-lines file and return their number.
+def export_trl(
+    store: Store, out_file: Path, decode: Decode, *, round: int | None = None, eos: str | None = None
+) -> Exported:
+    """Write the pairs of one round, or of all, to a JSON-lines file; `eos`: the tokenizer's EOS as `decode` writes it.
 
     The file takes its name when it is complete. Raises StoreError where the run has no pairs, or cannot be written.
     """
     rounds = pair_rounds(store) if round is None else [round]
-    count = 0
+    count = ended = 0
     try:
         out_file.parent.mkdir(parents=True, exist_ok=True)
         with new_file(out_file) as part:
             with part.open("w", encoding="utf-8") as stream:
                 for number in rounds:
                     trees = _TreeReader(store, f"round-{number}/search")
-                    for row in trl_rows(trees, store.pairs(number), decode, round=number):
+                    for row in trl_rows(trees, store.pairs(number), decode, round=number, eos=eos):
                         stream.write(json.dumps(row, ensure_ascii=False) + "\n")
                         count += 1
+                        ended += row["eos_chosen"] + row["eos_rejected"]
             if not count:
                 which = "" if round is None else f" of round {round}"
                 raise StoreError(f"{store.folder} has no pairs{which}; run `treepref pairs {store.folder}` first")
     except OSError as error:
         raise StoreError(f"{out_file}: cannot be written: {error.strerror or error}") from error
-    return count
+    return Exported(count, 2 * count - ended)
 
 
 class _TreeReader:

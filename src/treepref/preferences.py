@@ -1,11 +1,13 @@
 """Trees → what is learned from them: preference pairs, paths for SFT, targets for the value head. Pure functions.
 
-Knows no loss, no text and no model: everything names nodes of a tree by index.
+Knows no loss, no tokenizer and no model: everything names nodes of a tree by index. One text may be written in several
+tokens, so siblings with other ids may be one step to a reader; where `text_of` is given (token ids → text), no pair is
+made of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -14,39 +16,66 @@ from treepref.errors import TreeprefError
 from treepref.search.base import path_nodes, solution_tokens
 from treepref.types import Node, Pair, Tree
 
+TextOf = Callable[[Sequence[int]], str]
+"""The text of token ids."""
+Alike = Callable[[Node, Node], bool]
+"""Whether two nodes of a tree say the same."""
+
 _DIGITS = 9
 """Gaps of Q are compared to this many decimals: 0.6 − 0.4 is a gap of 0.2, and ties do not hang on rounding errors."""
 
 
-def sibling_pairs(tree: Tree, cfg: PairConfig) -> list[Pair]:
+def same_text(text_of: TextOf | None) -> Alike:
+    """Whether two nodes of one tree end solutions of one text, both or neither with EOS.
+
+    Texts begin where the solution does: a token may hold half a character, whose other half stands before it. None: no
+    two nodes are alike, for the search has merged siblings with equal tokens.
+    """
+    if text_of is None:
+        return lambda a, b: False
+    texts: dict[int, str] = {}
+
+    def text(node: Node) -> str:
+        if node.index not in texts:
+            texts[node.index] = text_of(solution_tokens(node))
+        return texts[node.index]
+
+    return lambda a, b: (a.finish == "eos") == (b.finish == "eos") and text(a) == text(b)
+
+
+def sibling_pairs(tree: Tree, cfg: PairConfig, text_of: TextOf | None = None) -> list[Pair]:
     """Step pairs: children of one parent, the winner's Q above the loser's (SVPO, arXiv 2406.10858: step preferences).
 
     Filters, all ours: both have at least `min_visits` visits (a node without visits has no Q), the gap is at least
     `min_gap`, and with `winner_reaches_answer` a right solution lies at or below the winner. A step that was cut or
     stands unfinished at the depth limit never wins. The largest gaps are kept, at most `max_per_parent` and
-    `max_per_tree`, ties by index; the pairs come in order of winner and loser index.
+    `max_per_tree`, ties by index; the pairs come in order of winner and loser index. No step is set over its own text
+    (`text_of`).
     """
+    alike = same_text(text_of)
     reaches = _reaches_answer(tree) if cfg.winner_reaches_answer else [True] * len(tree.nodes)
     kept: list[tuple[float, Node, Node]] = []
     for parent in tree.nodes:
         visited = [child for child in parent.children if child.visits >= cfg.min_visits and _short(child.tokens, cfg)]
         winners = [child for child in visited if reaches[child.index] and not _failed(child)]
-        found = [(gap, w, lo) for w in winners for lo in visited if (gap := _gap(w, lo)) > 0 and _wide(gap, cfg)]
+        wide = [(gap, w, lo) for w in winners for lo in visited if (gap := _gap(w, lo)) > 0 and _wide(gap, cfg)]
+        found = [(gap, w, lo) for gap, w, lo in wide if not alike(w, lo)]
         kept += sorted(found, key=_largest_gap_first)[: cfg.max_per_parent]
     best = sorted(kept, key=_largest_gap_first)[: cfg.max_per_tree]
     pairs = [_pair(tree, w, lo, (w.index,), (lo.index,)) for _, w, lo in best]
     return sorted(pairs, key=lambda pair: (pair.winner, pair.loser))
 
 
-def trace_pairs(tree: Tree, cfg: PairConfig) -> list[Pair]:
+def trace_pairs(tree: Tree, cfg: PairConfig, text_of: TextOf | None = None) -> list[Pair]:
     """Step pairs along the selected trace (MCTS-DPO, arXiv 2405.00451, Iterative Preference Learning).
 
     The trace goes from the root to the most visited child (ties: the highest Q, then the older) and on. At each depth
     of it the sibling with the highest Q wins over the one with the lowest, where at least two have `min_visits` (so no
-    loser is without a visit). Filters, ours: `min_gap`, `max_tokens` a side, a winner that neither failed nor, with
-    `winner_reaches_answer`, leads to wrong answers alone. The `max_per_tree` widest gaps are kept; pairs come from the
-    root down.
+    loser is without a visit); with `text_of`, over the lowest that says something else. Filters, ours: `min_gap`,
+    `max_tokens` a side, a winner that neither failed nor, with `winner_reaches_answer`, leads to wrong answers alone.
+    The `max_per_tree` widest gaps are kept; pairs come from the root down.
     """
+    alike = same_text(text_of)
     reaches = _reaches_answer(tree) if cfg.winner_reaches_answer else [True] * len(tree.nodes)
     found: list[tuple[float, Node, Node]] = []
     for siblings in _trace(tree):
@@ -54,7 +83,8 @@ def trace_pairs(tree: Tree, cfg: PairConfig) -> list[Pair]:
         if len(visited) < 2:
             continue
         winner = max(visited, key=lambda n: (n.total / n.visits, -n.index))
-        loser = min(visited, key=lambda n: (n.total / n.visits, n.index))
+        others = sorted(visited, key=lambda n: (n.total / n.visits, n.index))
+        loser = next((n for n in others if n is not winner and not alike(winner, n)), winner)
         gap = _gap(winner, loser)
         if gap > 0 and _wide(gap, cfg) and reaches[winner.index] and not _failed(winner):
             found.append((gap, winner, loser))
@@ -71,18 +101,20 @@ def _trace(tree: Tree) -> Iterator[list[Node]]:
         node = max(visited, key=lambda n: (n.visits, n.total / n.visits, -n.index))
 
 
-def solution_pairs(tree: Tree, cfg: PairConfig) -> list[Pair]:
+def solution_pairs(tree: Tree, cfg: PairConfig, text_of: TextOf | None = None) -> list[Pair]:
     """Solution pairs, as in solution-level DPO: right over wrong, each side the nodes below the last common one.
 
     For trees of whole solutions and for trees of steps alike. A solution that was cut counts as wrong. `min_visits` and
     `min_gap` apply to the two last nodes. At most `max_per_tree`, spread evenly: no solution comes a second time
-    before every solution of its side came once (`max_per_parent` is for steps and has no say here).
+    before every solution of its side came once (`max_per_parent` is for steps and has no say here). No solution is set
+    over its own text (`text_of`).
     """
+    alike = same_text(text_of)
     leaves = [n for n in tree.nodes if n.terminal and n.reward is not None and n.visits >= cfg.min_visits]
     right = [n for n in leaves if is_right(n)]
     wrong = [n for n in leaves if not is_right(n)]
     candidates = ((w, lo) for w, lo in _evenly(right, wrong) if _gap(w, lo) > 0 and _wide(_gap(w, lo), cfg))
-    pairs = (_solution_pair(tree, w, lo) for w, lo in candidates)
+    pairs = (_solution_pair(tree, w, lo) for w, lo in candidates if not alike(w, lo))
     return list(islice((pair for pair in pairs if _short_sides(tree, pair, cfg)), cfg.max_per_tree))
 
 

@@ -1,30 +1,41 @@
-"""Recipes as text: reading YAML with line numbers, overrides, `extends`, writing, and what may change on resume.
+"""Recipes as text: reading them with line numbers, overrides, `extends`, writing, and what may change on resume.
 
-Knows the schema in `config.py` only by walking it. Knows no model, no data set and no run directory.
-
-A recipe is plain data, read by the rules of YAML 1.2's core schema (https://yaml.org/spec/1.2.2, section 10.3), under
-which `1e-5` is a number, `no` is text and `010` is ten. Tags, anchors and aliases are refused.
+Knows the schema in `config.py` only by walking it, and YAML by `recipe_yaml.py`. Knows no model, no data set and no run
+directory.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-import math
+import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from treepref.config import Recipe, Section
 from treepref.errors import RecipeError
+from treepref.recipe_yaml import (
+    MAX_BYTES,
+    MAX_DEPTH,
+    Document,
+    Fault,
+    KeyPath,
+    build,
+    compose,
+    dotted,
+    dump_yaml,
+    shorten,
+    unusable_text,
+)
 
-KeyPath = tuple[str | int, ...]
+if TYPE_CHECKING:
+    from importlib.abc import Traversable
 
 RESUMABLE = frozenset(
     {
@@ -37,6 +48,13 @@ work is done and how far it goes, never what is computed."""
 
 REPLACED_WHOLE = ("task", "params")
 """The one mapping that `extends` and overrides replace, not merge: parameters of one task mean nothing to another."""
+
+MAX_CHAIN = 16
+"""Most recipes that may extend one another in a row."""
+MAX_NAME = 200
+"""Longest name in bytes; file systems allow 255, and a run's neighbours add to its name."""
+_MAX_LISTED = 50
+"""So many problems are told at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,200 +84,82 @@ class Change:
 def builtin_recipes() -> dict[str, str]:
     """Names of the recipes that ship with treepref, each with the first sentence of its file's first remark."""
     found = {}
-    for entry in sorted(resources.files("treepref").joinpath("recipes").iterdir(), key=lambda e: e.name):
-        if entry.name.endswith(".yaml"):
-            remark = re.match(r"(?:#.+\n)*", entry.read_text("utf-8"))
-            text = " ".join(line.lstrip("# ") for line in remark[0].splitlines()) if remark else ""
-            found[entry.name.removesuffix(".yaml")] = re.split(r"\.(?: |$)", text)[0]
+    for entry in _builtin_files():
+        remark = re.match(r"(?:#.+\n)*", entry.read_text("utf-8"))
+        text = " ".join(line.lstrip("# ") for line in remark[0].splitlines()) if remark else ""
+        found[entry.name.removesuffix(".yaml")] = re.split(r"\.(?: |$)", text)[0]
     return found
 
 
-def _read_text(name_or_path: str, folder: Path | None = None) -> tuple[str, str]:
-    """(text, source) of a built-in recipe by name, or of a YAML file (relative to `folder` where given)."""
-    looks_like_file = name_or_path.endswith((".yaml", ".yml")) or "/" in name_or_path or "\\" in name_or_path
-    if not looks_like_file:
-        builtin = resources.files("treepref").joinpath("recipes", f"{name_or_path}.yaml")
-        if builtin.is_file():
-            return builtin.read_text("utf-8"), f"treepref/recipes/{name_or_path}.yaml"
-    path = Path(name_or_path) if folder is None else folder / name_or_path
-    if path.is_dir():
-        raise RecipeError(f"{path}: is a folder; name a recipe file (a run's own recipe is {path / 'recipe.yaml'})")
-    if not path.is_file():
-        names = list(builtin_recipes())
-        close = difflib.get_close_matches(name_or_path, names, 1)
-        hint = f"did you mean {close[0]}?" if close else f"built-in recipes: {', '.join(names)}"
-        raise RecipeError(f"no recipe {name_or_path!r}: neither a built-in recipe nor a file; {hint}")
-    try:
-        return path.read_text("utf-8-sig"), str(path)
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}: is not UTF-8 text (byte {error.start})") from None
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-# ---- YAML with line numbers ------------------------------------------------------------------------------------------
-
-_DIGITS = r"[0-9]+(?:_[0-9]+)*"
-_SCALARS: dict[str, tuple[re.Pattern[str], list[str], Callable[[str], Any]]] = {
-    # tag: (what a plain scalar must look like, the characters it may start with, how to read it)
-    "null": (re.compile(r"~|null|Null|NULL|"), ["~", "n", "N", ""], lambda text: None),
-    "bool": (
-        re.compile(r"true|True|TRUE|false|False|FALSE"),
-        list("tTfF"),
-        lambda text: text.lower() == "true",
-    ),
-    "int": (re.compile(rf"[-+]?{_DIGITS}"), list("-+0123456789"), lambda text: int(text.replace("_", ""))),
-    "float": (
-        re.compile(
-            rf"[-+]?(?:{_DIGITS}(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
-        ),
-        list("-+.0123456789"),
-        lambda text: float(re.sub(r"_|\.(?=[a-zA-Z])", "", text)),
-    ),
-}
-
-
-class _Loader(yaml.SafeLoader):
-    """The safe loader with the scalars above; used to compose nodes only, it constructs nothing."""
-
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.MarkedYAMLError(problem="aliases (*name) are not used in recipes", problem_mark=mark)
-        return super().compose_node(parent, index)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes exactly what the loader above would not read back as text."""
-
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-def _represent_text(dumper: _Dumper, text: str) -> yaml.Node:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\n" in text else None)
-
-
-def _represent_list(dumper: _Dumper, items: list[Any]) -> yaml.Node:
-    return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
-
-
-_Dumper.add_representer(str, _represent_text)
-_Dumper.add_representer(list, _represent_list)
-
-
-for _tag, (_pattern, _first, _) in _SCALARS.items():
-    for _class in (_Loader, _Dumper):
-        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern.pattern})$"), _first)
+def _builtin_files() -> list[Traversable]:
+    entries = resources.files("treepref").joinpath("recipes").iterdir()
+    return sorted((entry for entry in entries if entry.name.endswith(".yaml")), key=lambda entry: entry.name)
 
 
 @dataclass(frozen=True, slots=True)
-class _Fault:
-    """One thing wrong with a recipe: at which place (file and line, or override), with which key, and what."""
+class _Source:
+    """A recipe's text and where it stood."""
 
-    place: str
-    path: KeyPath
-    what: str
+    text: str
+    name: str
+    """For messages."""
+    file: Path | None
+    """None: it ships with treepref."""
 
-    def __str__(self) -> str:
-        return f"{self.place}: {_dotted(self.path)}: {self.what}" if self.path else f"{self.place}: {self.what}"
+    @property
+    def identity(self) -> str:
+        """One name for one file, by whatever path it was reached."""
+        return self.name if self.file is None else os.path.realpath(self.file)
 
-
-@dataclass(slots=True)
-class _Document:
-    """Data as read, where each key stood, and what is already known to be wrong."""
-
-    data: dict[str, Any] = field(default_factory=dict)
-    origins: dict[KeyPath, str] = field(default_factory=dict)
-    problems: list[_Fault] = field(default_factory=list)
-
-    def where(self, path: KeyPath, default: str) -> str:
-        """Place of the key, else of the nearest section around it."""
-        for length in range(len(path), 0, -1):
-            if path[:length] in self.origins:
-                return self.origins[path[:length]]
-        return default
+    @property
+    def folder(self) -> Path | None:
+        """What names in `extends` are relative to."""
+        return None if self.file is None else self.file.parent
 
 
-def _compose(text: str, source: str) -> yaml.Node | None:
-    """The node graph of one YAML document. Raises RecipeError naming the line of a syntax error."""
+def _read_source(name_or_path: str, folder: Path | None = None) -> _Source:
+    """A built-in recipe by name, or a YAML file (relative to `folder` where given). Raises RecipeError."""
+    looks_like_file = name_or_path.endswith((".yaml", ".yml")) or "/" in name_or_path or "\\" in name_or_path
+    if not looks_like_file and f"{name_or_path}.yaml" in (entry.name for entry in _builtin_files()):
+        text = resources.files("treepref").joinpath("recipes", f"{name_or_path}.yaml").read_text("utf-8")
+        return _Source(text, f"treepref/recipes/{name_or_path}.yaml", None)
+    path = Path(name_or_path) if folder is None else folder / name_or_path
+    shown = shorten(str(path), 300)
     try:
-        return yaml.compose(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f":{mark.line + 1}" if mark else ""
-        what = ", ".join(part for part in (error.problem, error.context) if part)
-        raise RecipeError(f"{source}{line}: not valid YAML: {what}") from None
-    except yaml.reader.ReaderError as error:
-        line_number = text.count("\n", 0, error.position) + 1
-        raise RecipeError(f"{source}:{line_number}: not valid YAML: {error.reason}") from None
-    except RecursionError:
-        raise RecipeError(f"{source}: not a recipe: nested too deeply") from None
+        if path.is_dir():
+            own = shorten(str(path / "recipe.yaml"), 300)
+            raise RecipeError(f"{shown}: is a folder; name a recipe file (a run's own recipe is {own})")
+        if not path.is_file():
+            raise RecipeError(_no_such_recipe(name_or_path))
+        if path.stat().st_size > MAX_BYTES:
+            raise RecipeError(f"{shown}: is longer than {MAX_BYTES:,} bytes: that is no recipe")
+        return _Source(path.read_text("utf-8-sig"), str(path), path)
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{shown}: is not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise RecipeError(f"{shown}: cannot be read: {error.strerror}") from None
 
 
-def _build(node: yaml.Node, path: KeyPath, place: Callable[[yaml.Node], str], document: _Document) -> Any:
-    """Plain data of a node; fills the document's origins and problems. `place` names a node in messages."""
-    if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
-        mapping: dict[str, Any] = {}
-        lines: dict[str, int] = {}
-        for key_node, value_node in node.value:
-            key = key_node.value
-            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != "tag:yaml.org,2002:str":
-                document.problems.append(
-                    _Fault(place(key_node), path, f"a key must be text (got {_shown_node(key_node)})")
-                )
-                continue
-            here = (*path, key)
-            if key in mapping:
-                document.problems.append(_Fault(place(key_node), here, f"stands twice (first on line {lines[key]})"))
-                continue
-            lines[key] = key_node.start_mark.line + 1
-            document.origins[here] = place(key_node)
-            mapping[key] = _build(value_node, here, place, document)
-        return mapping
-    if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
-        items = []
-        for index, item in enumerate(node.value):
-            document.origins[(*path, index)] = place(item)
-            items.append(_build(item, (*path, index), place, document))
-        return items
-    kind = node.tag.removeprefix("tag:yaml.org,2002:")
-    if isinstance(node, yaml.ScalarNode) and kind == "str":
-        if any("\ud800" <= character <= "\udfff" for character in node.value):
-            document.problems.append(_Fault(place(node), path, "is not valid Unicode text"))
-            return ""
-        return node.value
-    if not isinstance(node, yaml.ScalarNode) or kind not in _SCALARS:
-        document.problems.append(_Fault(place(node), path, f"YAML tag {node.tag} is not used in recipes"))
-        return None
-    pattern, _, read = _SCALARS[kind]
-    try:
-        if not pattern.fullmatch(node.value):
-            raise ValueError
-        value = read(node.value)
-    except ValueError:
-        document.problems.append(_Fault(place(node), path, f"{node.value[:40]!r} is not a usable {kind}"))
-        return None
-    if isinstance(value, float) and not math.isfinite(value):
-        document.problems.append(_Fault(place(node), path, f"must be a finite number (got {node.value})"))
-        return 0.0
-    return value
+def _no_such_recipe(name: str) -> str:
+    names = list(builtin_recipes())
+    close = difflib.get_close_matches(name[:100], names, 1)
+    hint = f"did you mean {close[0]}?" if close else f"built-in recipes: {', '.join(names)}"
+    return f"no recipe {shorten(name)!r}: neither a built-in recipe nor a file; {hint}"
 
 
-def _parse_document(text: str, source: str) -> _Document:
+def _parse_document(text: str, source: str) -> Document:
     """The mapping of a recipe's text. Raises RecipeError where there is none."""
-    node = _compose(text, source)
+    node = compose(text, source)
     if node is None:
         raise RecipeError(f"{source}: is empty; start from a built-in recipe, for example `extends: svpo`")
-    if not isinstance(node, yaml.MappingNode):
-        raise RecipeError(f"{source}:{node.start_mark.line + 1}: a recipe is a mapping of keys (`name: …`) at its top")
-    document = _Document()
-    document.data = _build(node, (), lambda n: f"{source}:{n.start_mark.line + 1}", document)
-    return document
+    document = Document()
+    data = build(node, (), lambda n: f"{source}:{n.start_mark.line + 1}", document)
+    if isinstance(data, dict):
+        document.data = data
+        return document
+    if document.problems:  # such as a tag on the whole: there is no mapping to look into
+        raise RecipeError("\n".join(map(str, document.problems)))
+    raise RecipeError(f"{source}:{node.start_mark.line + 1}: a recipe is a mapping of keys (`name: …`) at its top")
 
 
 def _merge(under: dict[str, Any], over: Mapping[str, Any], path: KeyPath = ()) -> None:
@@ -273,37 +173,67 @@ def _merge(under: dict[str, Any], over: Mapping[str, Any], path: KeyPath = ()) -
 
 
 def _read_chain(
-    name_or_path: str, folder: Path | None = None, seen: tuple[str, ...] = ()
-) -> tuple[_Document, str, str]:
+    name_or_path: str, folder: Path | None = None, seen: tuple[_Source, ...] = ()
+) -> tuple[Document, str, str]:
     """(merged document, text, source) of a recipe and of whatever it extends."""
-    text, source = _read_text(name_or_path, folder)
-    if source in seen:
-        raise RecipeError(f"{source}: extends itself ({' → '.join((*seen, source))})")
-    document = _parse_document(text, source)
-    document.data.setdefault("name", Path(source).stem)
+    source = _read_source(name_or_path, folder)
+    if any(source.identity == earlier.identity for earlier in seen):
+        chain = " → ".join(shorten(link.name) for link in (*seen, source))
+        raise RecipeError(f"{source.name}: extends itself ({chain})")
+    if len(seen) >= MAX_CHAIN:
+        raise RecipeError(f"{source.name}: is the end of more than {MAX_CHAIN} recipes that extend one another")
+    document = _parse_document(source.text, source.name)
+    if "name" not in document.data:
+        _name_by_file(document, source)
     if "extends" not in document.data:
-        return document, text, source
+        return document, source.text, source.name
     parent = document.data.pop("extends")
-    place = document.where(("extends",), source)
+    place = document.where(("extends",), source.name)
+    for problem in document.problems:
+        if problem.path == ("extends",):
+            raise RecipeError(str(problem))
     if not isinstance(parent, str):
         raise RecipeError(f"{place}: extends: must name a recipe (got {_show(parent)})")
     try:
-        base, _, _ = _read_chain(parent, Path(source).parent if Path(source).is_file() else None, (*seen, source))
+        base, _, _ = _read_chain(parent, source.folder, (*seen, source))
     except RecipeError as error:
         raise RecipeError(f"{place}: extends: {error}") from None
     _merge(base.data, document.data)
     base.origins.update(document.origins)
     base.problems.extend(document.problems)
-    return base, text, source
+    return base, source.text, source.name
 
 
-def _apply_override(document: _Document, override: str) -> None:
+def _name_by_file(document: Document, source: _Source) -> None:
+    """Without a `name` of its own a recipe has its file's, where that is text."""
+    name = Path(source.name).stem
+    if reason := unusable_text(name):
+        document.problems.append(Fault(shorten(source.name), ("name",), f"is missing, and the file's name {reason}"))
+    else:
+        document.data["name"] = name
+
+
+def _apply_override(document: Document, override: str) -> None:
     """Set one `key.sub=value`; the value is YAML. What is wrong with it is added to the document's problems."""
-    place = f"override {override!r}"
+    place = f"override {shorten(override)!r}"
     key, equals, text = override.partition("=")
     keys = key.strip().split(".")
+    wrong = None
     if not equals or not all(keys):
-        document.problems.append(_Fault(place, (), "write it as key=value, for example train.lr=1e-5"))
+        wrong = "write it as key=value, for example train.lr=1e-5"
+    elif len(keys) > MAX_DEPTH:
+        wrong = f"its key has {len(keys)} parts; sections are nested at most {MAX_DEPTH} deep"
+    elif reason := unusable_text(key):
+        wrong = f"its key {reason}"
+    elif len(text) > MAX_BYTES:
+        wrong = f"its value is longer than {MAX_BYTES:,} characters"
+    if wrong:
+        document.problems.append(Fault(place, (), wrong))
+        return
+    try:
+        node = compose(text, "", depth=len(keys))
+    except RecipeError as error:
+        document.problems.append(Fault(place, (), str(error).partition(": ")[2]))
         return
     section: dict[str, Any] = document.data
     for depth, part in enumerate(keys[:-1]):
@@ -311,16 +241,12 @@ def _apply_override(document: _Document, override: str) -> None:
             section[part] = {}
             document.origins[tuple(keys[: depth + 1])] = place
         section = section[part]
-    try:
-        node = _compose(text, "")
-    except RecipeError as error:
-        document.problems.append(_Fault(place, (), str(error).partition(": ")[2]))
-        return
     path = tuple(keys)
     for stale in [known for known in document.origins if known[: len(path)] == path]:
         del document.origins[stale]
+    document.problems = [problem for problem in document.problems if problem.path[: len(path)] != path]
     document.origins[path] = place
-    value = None if node is None else _build(node, path, lambda _: place, document)
+    value = None if node is None else build(node, path, lambda _: place, document)
     if isinstance(value, dict) and isinstance(section.get(keys[-1]), dict) and path != REPLACED_WHOLE:
         _merge(section[keys[-1]], value, path)
     else:
@@ -344,17 +270,21 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Load
     known = {problem.path for problem in document.problems}
     problems = [*document.problems, *(problem for problem in problems if not problem.path or problem.path not in known)]
     if problems or recipe is None:
-        raise RecipeError("\n".join(str(problem) for problem in sorted(problems, key=_by_place)))
+        lines = [str(problem) for problem in sorted(problems, key=_by_place)]
+        more = [f"… and {len(lines) - _MAX_LISTED} more"] if len(lines) > _MAX_LISTED else []
+        raise RecipeError("\n".join([*lines[:_MAX_LISTED], *more]))
+    if len(dump_recipe(recipe).encode()) > MAX_BYTES:
+        raise RecipeError(f"{source}: is longer than {MAX_BYTES:,} bytes when written out: shorten its texts")
     return LoadedRecipe(recipe, text, source)
 
 
-def _by_place(problem: _Fault) -> tuple[bool, str, int]:
+def _by_place(problem: Fault) -> tuple[bool, str, int]:
     """Order of the lines in their file; overrides last."""
     file, _, line = problem.place.rpartition(":")
     return (problem.place.startswith("override "), file, int(line) if line.isdigit() else 0)
 
 
-def _validate(document: _Document, source: str) -> tuple[Recipe | None, list[_Fault]]:
+def _validate(document: Document, source: str) -> tuple[Recipe | None, list[Fault]]:
     """The recipe, or what is wrong with the document's values."""
     try:
         # Strict, so that "3" is no number and 1 no boolean; as JSON, because there a list may stand for a tuple.
@@ -362,26 +292,34 @@ def _validate(document: _Document, source: str) -> tuple[Recipe | None, list[_Fa
     except ValidationError as error:
         return None, _describe(error, document, source)
     found = ((tuple(key.split(".")), what) for key, what in conflicts(recipe))
-    return recipe, [_Fault(document.where(path, source), path, what) for path, what in found]
+    return recipe, [Fault(document.where(path, source), path, what) for path, what in found]
 
 
 def conflicts(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """(key, what is wrong) of values that are each possible but not together, or not usable as they stand."""
     if not re.fullmatch(r"[\w][\w.+-]*", recipe.name):
-        yield "name", f"must be usable as a folder's name: letters, digits, . _ + - (got {recipe.name!r})"
+        yield "name", f"must be usable as a folder's name: letters, digits, . _ + - (got {shorten(recipe.name)!r})"
+    elif len(recipe.name.encode()) > MAX_NAME:
+        yield "name", f"is longer than {MAX_NAME} bytes, too long for a folder's name (got {shorten(recipe.name)!r})"
     task = recipe.task
     if task.kind == "jsonl" and not task.path:
         yield "task.path", "is missing: kind jsonl reads its problems from the file or folder named here"
     if not task.granularity or min(task.granularity) < 1:
-        yield "task.granularity", f"must be numbers of operations, each at least 1 (got {task.granularity})"
+        yield "task.granularity", f"must be numbers of operations, each at least 1 (got {_show(task.granularity)})"
     is_function = task.prompt and re.fullmatch(r"[\w.]+:[\w.]+", task.prompt)
     if task.prompt is not None and not is_function and "{question}" not in task.prompt:
         yield (
             "task.prompt",
-            f"has no {{question}} to put the question in, and is no module:function (got {task.prompt!r})",
+            f"has no {{question}} to put the question in, and is no module:function (got {shorten(task.prompt)!r})",
         )
     if task.checker is not None and not re.fullmatch(r"[\w.]+:[\w.]+", task.checker):
-        yield "task.checker", f"must be module:function (got {task.checker!r})"
+        yield "task.checker", f"must be module:function (got {shorten(task.checker)!r})"
+    if recipe.method == "mcts_dpo" and recipe.search.leaves_in_flight > 1:
+        yield (
+            "search.leaves_in_flight",
+            "must be 1 with mcts_dpo, whose simulations follow one another: raise search.trees_in_flight instead "
+            f"(got {recipe.search.leaves_in_flight})",
+        )
     if recipe.pairs.min_visits > recipe.search.simulations:
         yield (
             "pairs.min_visits",
@@ -408,11 +346,11 @@ def conflicts(recipe: Recipe) -> Iterator[tuple[str, str]]:
             yield "eval.sbs", f"beam widths must be at least 1 (got {list(widths)})"
 
 
-def _describe(error: ValidationError, document: _Document, source: str) -> list[_Fault]:
+def _describe(error: ValidationError, document: Document, source: str) -> list[Fault]:
     """One line a wrong key. The branches of a union that all refused one value make one line."""
     found: dict[KeyPath, list[str]] = {}
     values: dict[KeyPath, Any] = {}
-    for detail in error.errors(include_url=False):
+    for detail in error.errors(include_url=False)[: 2 * _MAX_LISTED]:
         path, value = _within(document.data, detail["loc"])
         if detail["type"] == "extra_forbidden":
             found[path] = [_unknown_key(path)]
@@ -421,7 +359,7 @@ def _describe(error: ValidationError, document: _Document, source: str) -> list[
         elif detail["type"] == "value_error":  # of a section as a whole: its text names the key
             message = str(detail["ctx"]["error"])
             path = next((tuple(key.split(".")) for key in known_keys() if message.startswith(f"{key} ")), path)
-            found.setdefault(path, []).append(message.removeprefix(f"{_dotted(path)} "))
+            found.setdefault(path, []).append(message.removeprefix(f"{dotted(path)} "))
         else:
             message = detail["msg"].replace("Input should be", "must be").replace("an object", "a section of keys")
             message = message.replace("a valid array", "a list")
@@ -432,7 +370,7 @@ def _describe(error: ValidationError, document: _Document, source: str) -> list[
         what = ", or ".join(dict.fromkeys(messages))
         if path in values:
             what += f" (got {_show(values[path])}){_value_hint(messages, values[path])}"
-        problems.append(_Fault(document.where(path, source), path, what))
+        problems.append(Fault(document.where(path, source), path, what))
     return problems
 
 
@@ -469,10 +407,9 @@ def _within(data: Any, loc: Sequence[str | int]) -> tuple[KeyPath, Any]:
 
 def _unknown_key(path: KeyPath) -> str:
     """Message for an unknown key, with the nearest known one: in its section first, then anywhere."""
-    dotted = _dotted(path)
     name = str(path[-1])
-    prefix = dotted.removesuffix(name)
-    known = list(known_keys())
+    prefix = dotted(path).removesuffix(shorten(name))
+    name, known = name[:100], list(known_keys())
     siblings = [key.removeprefix(prefix) for key in known if key.startswith(prefix)]
     siblings = list(dict.fromkeys(key.partition(".")[0] for key in siblings))
     if name in known and "." in name:
@@ -532,8 +469,7 @@ def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def dump_recipe(recipe: Recipe) -> str:
     """YAML of a recipe with every key written out, for `runs/NAME/recipe.yaml`; `load_recipe` reads it back equal."""
-    body = yaml.dump(recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
-    return f"# The recipe as run, every key written out.\n{body}"
+    return f"# The recipe as run, every key written out.\n{dump_yaml(recipe.model_dump(mode='json'))}"
 
 
 def recipe_changes(old: Recipe, new: Recipe) -> list[Change]:
@@ -563,16 +499,6 @@ def check_resume(old: Recipe, new: Recipe) -> list[Change]:
             + f"rounds (upward), {', '.join(sorted(RESUMABLE))} may change"
         )
     return allowed
-
-
-def _dotted(path: KeyPath) -> str:
-    """`eval.sbs[0][1]` of ("eval", "sbs", 0, 1)."""
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
-    return text.removeprefix(".") or "recipe"
-
-
-def _shown_node(node: yaml.Node) -> str:
-    return node.value[:40] if isinstance(node, yaml.ScalarNode) else f"a {node.id}"
 
 
 def _show(value: Any) -> str:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Sequence
 from collections.abc import Set as AbstractSet
+from itertools import islice
 
-from treepref.preferences import is_right
+from treepref.preferences import TextOf, is_right, same_text
 from treepref.types import Node, Pair, Tree
 
 Tokens = tuple[int, ...]
@@ -47,18 +48,23 @@ def least_similar(right: Sequence[Tokens], wrong: Sequence[Tokens], limit: int) 
     return [(i, j) for _, i, j in sorted(found)[:limit]]
 
 
-def least_similar_pairs(tree: Tree, *, at_most: float, limit: int, first: Collection[Tokens] = ()) -> list[Pair]:
+def least_similar_pairs(
+    tree: Tree, *, at_most: float, limit: int, first: Collection[Tokens] = (), text_of: TextOf | None = None
+) -> list[Pair]:
     """Right over wrong solutions of a tree of depth one, at most `limit`, the least similar first.
 
     On each side near-duplicates are dropped (`distinct`); solutions in `first` (a gold rationale) come first there, the
-    others follow by index. A solution that was cut is wrong; one whose outcome is not known is on neither side.
+    others follow by index. A solution that was cut is wrong; one whose outcome is not known is on neither side. With
+    `text_of` (token ids → text) no solution is set over its own text in other tokens.
     """
+    alike = same_text(text_of)
     known = [n for n in tree.root.children if n.terminal and n.reward is not None and n.visits]
     ordered = sorted(known, key=lambda n: (n.tokens not in first, n.index))
     right = _without_near_duplicates([n for n in ordered if is_right(n)], at_most)
     wrong = _without_near_duplicates([n for n in ordered if not is_right(n)], at_most)
-    chosen = least_similar([n.tokens for n in right], [n.tokens for n in wrong], limit)
-    return [_pair(tree, right[i], wrong[j]) for i, j in chosen]
+    ordered_pairs = least_similar([n.tokens for n in right], [n.tokens for n in wrong], len(right) * len(wrong))
+    chosen = ((right[i], wrong[j]) for i, j in ordered_pairs if not alike(right[i], wrong[j]))
+    return [_pair(tree, w, lo) for w, lo in islice(chosen, limit)]
 
 
 def solutions_cap(counts: Iterable[int], percentile: float) -> int:

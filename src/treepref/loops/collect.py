@@ -16,8 +16,8 @@ from treepref.errors import RecipeError, TooFewPairs
 from treepref.loops.reading import search_reading
 from treepref.loops.session import Session
 from treepref.models.steps import split_steps
-from treepref.models.text import choice_of, encode_solution
-from treepref.preferences import PairStats, sibling_pairs, solution_pairs, trace_pairs
+from treepref.models.text import choice_of, decode, encode_solution
+from treepref.preferences import PairStats, TextOf, sibling_pairs, solution_pairs, trace_pairs
 from treepref.progress import stage_progress
 from treepref.reading import Reading, example_line, summary_line
 from treepref.search.base import Judge, Search
@@ -186,10 +186,16 @@ def finish_search(session: Session, round: int) -> None:
 
 def pairs_of(session: Session, tree: Tree) -> list[Pair]:
     """The tree's preferences at the level and by the rule that the recipe asks for."""
-    config = session.recipe.pairs
+    config, text = session.recipe.pairs, text_of(session)
     if config.level == "solution":
-        return solution_pairs(tree, config)
-    return trace_pairs(tree, config) if config.rule == "trace" else sibling_pairs(tree, config)
+        return solution_pairs(tree, config, text)
+    return trace_pairs(tree, config, text) if config.rule == "trace" else sibling_pairs(tree, config, text)
+
+
+def text_of(session: Session) -> TextOf:
+    """The text of a solution's tokens by the run's tokenizer."""
+    tokenizer = session.tokenizer()
+    return lambda tokens: decode(tokenizer, tokens)
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,7 +77,13 @@ def make_pairs(session: Session, round: int) -> None:
 
     def rule(session: Session, tree: Tree) -> list[Pair]:
         gold = _gold(session, _problem(session, tree.problem_id)) if config.gold_positive else ()
-        return least_similar_pairs(tree, at_most=config.similarity, limit=config.pairs_per_problem, first=gold)
+        return least_similar_pairs(
+            tree,
+            at_most=config.similarity,
+            limit=config.pairs_per_problem,
+            first=gold,
+            text_of=collect.text_of(session),
+        )
 
     keys = collect.AdviceKeys(
         samples="self_training.dpo_samples", variety="self_training.temperature", filters="self_training.similarity",

@@ -82,7 +82,7 @@ def _attempts(session: Session, tree: Tree) -> Iterator[Attempt]:
             yield Attempt(tree.problem_id, "cut", _text(session, node), None, problem.answer)
         else:
             text = _text(session, node)
-            read = session.task.canonical(text)
+            read = session.task.canonical(text, problem)
             yield Attempt(tree.problem_id, _missed(session, read), text, read, problem.answer)
 
 

@@ -17,6 +17,7 @@ from treepref.errors import DataError
 from treepref.tasks.latex import last_boxed
 from treepref.tasks.numbers import canonical_number, parse_number
 from treepref.tasks.rationales import drop_annotations
+from treepref.tasks.row_values import id_fault, number_text, parse_json, unusable
 from treepref.tasks.statements import MARK
 from treepref.types import Problem
 
@@ -38,6 +39,8 @@ HUB_SUBSETS = {
 }  # fmt: skip
 """The part of the hub's data set that a kind means, where it comes in parts."""
 
+_LONGEST_REASON = 300
+"""What is told of a bad row is cut there: it may quote the row."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -83,9 +86,11 @@ def read_items(path: str, split: str, parse: Parse, prefix: str, subset: str | N
     ids: dict[str, tuple[Row, Item]] = {}
     for row in rows:
         try:
+            if reason := unusable(row.data):
+                raise BadRow(reason)
             problem = parse(row, prefix)
         except BadRow as error:
-            found.skipped.append(f"{row.where}: {error}")
+            found.skipped.append(f"{row.where}: {str(error)[:_LONGEST_REASON]}")
             continue
         item = Item(problem, row.where)
         if problem.id in ids:
@@ -138,18 +143,22 @@ def parse_svamp(row: Row, prefix: str) -> Problem:
     value = parse_number(written)
     if value is None:
         raise BadRow(f"'Answer' {written[:40]!r} is not a number")
-    given = row.data.get("ID")
-    return Problem(
-        given if isinstance(given, str) and given else row_id(row, prefix), question, canonical_number(value)
-    )
+    own = "ID" if isinstance(row.data.get("ID"), str) and row.data["ID"] else "id"
+    return Problem(row_id(row, prefix, own), question, canonical_number(value))
 
 
 def parse_plain(row: Row, prefix: str) -> Problem:
-    """A user's own: `question`, `answer` (text or number), perhaps `rationale` and `id`."""
+    """A user's own: `question`, `answer` (text or number), perhaps `rationale` and `id`.
+
+    A number becomes the decimal that it is written as: 1e-05 is the answer '0.00001'.
+    """
     question = row_text(row.data, "question")
     answer = row.data.get("answer")
     if isinstance(answer, int | float) and not isinstance(answer, bool):
-        answer = str(answer)
+        try:
+            answer = number_text(answer)
+        except ValueError as error:
+            raise BadRow(f"'answer' {error}") from None
     elif "answer" in row.data:
         answer = row_text(row.data, "answer")
     else:
@@ -176,20 +185,36 @@ def row_text(data: Any, key: str) -> str:
     return data[key].strip()
 
 
-def row_id(row: Row, prefix: str) -> str:
-    """The row's own `id`, or one made of `prefix` and its line. Raises BadRow for an id that is no text or integer."""
-    given = row.data.get("id")
+def row_id(row: Row, prefix: str, key: str = "id") -> str:
+    """The row's own `id`, or one made of `prefix` and its line. Raises BadRow for an id that is no text or integer.
+
+    An id is one line, for it stands in messages and names.
+    """
+    given = row.data.get(key)
     if given is None:
         return f"{prefix}-{row.number:06d}"
     if isinstance(given, bool) or not isinstance(given, str | int) or not str(given).strip():
-        raise BadRow(f"'id' is {type(given).__name__}, not text or an integer" if given != "" else "'id' is empty")
-    return str(given).strip()
+        raise BadRow(
+            f"{key!r} is {type(given).__name__}, not text or an integer" if given != "" else f"{key!r} is empty"
+        )
+    found = str(given).strip()
+    if fault := id_fault(found):
+        raise BadRow(f"{key!r} {fault}")
+    return found
 
 
 # --- where rows come from
 
 
 def _rows(path: str, split: str, subset: str | None) -> tuple[str, list[Row], list[str]]:
+    try:
+        return _find_rows(path, split, subset)
+    except (OSError, RuntimeError, ValueError) as error:  # too long, not to be entered, ~ of nobody, NUL
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise DataError(f"{path[:_LONGEST_REASON]}: cannot be read ({str(why)[:_LONGEST_REASON]})") from error
+
+
+def _find_rows(path: str, split: str, subset: str | None) -> tuple[str, list[Row], list[str]]:
     place = Path(path).expanduser()
     if place.is_dir():
         file = place / f"{split}.jsonl"
@@ -203,7 +228,7 @@ def _rows(path: str, split: str, subset: str | None) -> tuple[str, list[Row], li
         return str(place), *_read_jsonl(place)
     if _HUB_ID.fullmatch(path) and not path.startswith("."):
         return f"{path}[{split}]", _read_hub(path, split, subset), []
-    raise DataError(f"{path}: no such file or folder")
+    raise DataError(f"{path[:_LONGEST_REASON]}: no such file or folder")
 
 
 def _read_jsonl(file: Path) -> tuple[list[Row], list[str]]:
@@ -218,11 +243,15 @@ def _read_jsonl(file: Path) -> tuple[list[Row], list[str]]:
             continue
         where = f"{file}:{number}"
         try:
-            rows.append(Row(where, number, json.loads(line.decode("utf-8"))))
+            rows.append(Row(where, number, parse_json(line.decode("utf-8"))))
         except UnicodeDecodeError as error:
             skipped.append(f"{where}: is not UTF-8 (byte {error.start + 1} of the line)")
-        except (ValueError, RecursionError) as error:
+        except RecursionError:
+            skipped.append(f"{where}: is not JSON that can be read (nested too deeply)")
+        except json.JSONDecodeError as error:
             skipped.append(f"{where}: is not JSON ({error})")
+        except ValueError as error:
+            skipped.append(f"{where}: {error}")
     return rows, skipped
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from random import Random
 
 from treepref.errors import DataError, RecipeError
-from treepref.tasks.answers import MARK
+from treepref.tasks.statements import MARK
 from treepref.tasks.checking import Checker
 from treepref.tasks.choices import PARSERS
 from treepref.tasks.isolation import DIED, TOO_SLOW
