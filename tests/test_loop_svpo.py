@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,16 @@ def test_running_again_does_nothing_again(finished: Path) -> None:
     assert json.loads((finished / "results.json").read_text())["cost"] == spent
 
 
+@pytest.mark.xfail(strict=True, reason="only the life that ends a stage removes its training state")
+def test_training_state_that_a_kill_left_behind_a_finished_stage_is_removed(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    left = tmp_path / "run" / "checkpoints" / "round-1-train" / "step-00000002" / "state.pt"
+    left.parent.mkdir(parents=True)
+    left.write_text("weights and optimizer")
+    run(tmp_path / "run")
+    assert not left.exists()
+
+
 def test_a_changed_recipe_is_refused_with_the_difference(finished: Path) -> None:
     with pytest.raises(RecipeError, match=r"search\.children: 4 → 5"):
         run(finished, "search.children=5")
@@ -112,7 +123,8 @@ def test_a_second_process_is_kept_out(finished: Path) -> None:
 # ---- kill and resume -------------------------------------------------------------------------------------------------
 
 EXACT = [
-    "engine.batch_invariant=true", "task.splits.train=10", "task.splits.eval=8", "eval.samples=4", "train.batch_trees=2"
+    "engine.batch_invariant=true", "task.splits.train=7", "task.splits.eval=2", "eval.samples=2", "train.batch_trees=2",
+    "task.params={min_terms: 5, max_terms: 6, min_digits: 1, max_digits: 1}", "search.simulations=5",
 ]  # fmt: skip
 SHORT = [
     ("commit", "row journal round-1/search "),
@@ -133,7 +145,7 @@ LONG = [
     ("after", r"rename checkpoints/round-1-train/step-\d+"),
     ("inside", "write round-1$"),
     ("after", "rename round-1.old$"),  # the one that was left is aside, and its successor still has another name
-    ("commit", "row stages done round-1/train"),
+    ("after", "row stages done round-1/train"),
     ("before", "submit round-1/eval/"),
     ("inside", "write scratch/results/results.json"),
 ]
@@ -152,5 +164,6 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_twenty_kills(tmp_path: Path) -> None:
-    assert len(wanted := [*SHORT, *LONG]) == 20
+    wanted = [*SHORT, *LONG]
+    assert len(wanted) == 20
     check_killed_run(tmp_path, wanted)
