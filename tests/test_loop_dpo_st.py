@@ -201,6 +201,7 @@ SHORT = [
     ("before", "step round-0/sft "),
     ("commit", "row trees round-1/search "),
     ("after", "submit round-1/labels "),
+    ("inside", "write report.html.part"),
 ]
 LONG = [
     ("before", "row meta schema"),
@@ -219,7 +220,6 @@ LONG = [
     ("inside", "row trees round-1/labels "),
     ("before", r"rename checkpoints/round-1-train/step-\d+"),
     ("after", r"rename checkpoints/round-1-train/step-\d+"),
-    ("inside", "write report.html.part"),
 ]
 
 

@@ -234,13 +234,14 @@ def _problem(request: Request) -> str:
 
 EXACT = ["engine.batch_invariant=true", "eval.samples=1", ASKED]
 SHORT = [
-    ("after", "submit round-1/search "),
     ("inside", "row journal round-1/search "),
     ("before", "step round-1/train [12]"),
+    ("inside", "row outcomes round-1/eval/greedy "),
+    ("inside", "write scratch/results/results.json"),
 ]
 LONG = [
+    ("after", "submit round-1/search "),
     ("before", "submit round-0/eval/greedy "),
-    ("before", "rename results.json"),
     ("after", "row outcomes round-0/eval/greedy "),
     *[("before", "submit round-1/search ")] * 2,
     ("commit", "row journal round-1/search "),
@@ -248,7 +249,6 @@ LONG = [
     ("after", r"rename checkpoints/round-1-train/step-\d+"),
     ("inside", "row pairs 1 "),
     ("after", "row stages done round-1/train"),
-    ("before", "submit round-1/eval/greedy "),
     ("after", "submit round-2/search "),
     ("before", "row trees round-2/search "),
     ("before", "step round-2/train [3-5]"),

@@ -130,6 +130,7 @@ SHORT = [
     ("commit", "row journal round-1/search "),
     ("inside", r"write checkpoints/round-1-train/step-\d+.part/state.pt"),
     ("after", "rename round-1$"),  # the folder is there and its row is not
+    ("after", "rename round-1.old$"),  # so it is replaced: here it is aside, and its successor has not its name yet
 ]
 LONG = [
     ("after", "rename recipe.yaml"),
@@ -144,7 +145,6 @@ LONG = [
     ("before", "step round-1/train "),
     ("after", r"rename checkpoints/round-1-train/step-\d+"),
     ("inside", "write round-1$"),
-    ("after", "rename round-1.old$"),  # the one that was left is aside, and its successor still has another name
     ("after", "row stages done round-1/train"),
     ("before", "submit round-1/eval/"),
     ("inside", "write scratch/results/results.json"),
