@@ -52,6 +52,8 @@ class Ledger:
         """The stage whose journal is in use."""
         self.begun = ""
         """The stage that was begun last."""
+        self.renaming = ""
+        """The rename that is being made."""
 
     def write(self, what: str, name: str) -> None:
         os.write(self.descriptor, f"{what}\t{name}\n".encode())
@@ -181,23 +183,19 @@ def watch_files(ledger: Ledger) -> None:
 def _renaming(ledger: Ledger, rename: Callable[..., Any]) -> Callable[..., Any]:
     def watched(source: Any, destination: Any, *more: Any, **named: Any) -> Any:
         name = f"rename {short(destination)}"
-        if name in inner:  # `Path.rename` may call `os.rename`
+        if name == ledger.renaming:  # `Path.rename` calls `os.rename`
             return rename(source, destination, *more, **named)
         ledger.at("before", name)
         ledger.write("did", name)
-        inner.add(name)
+        ledger.renaming = name
         try:
             done = rename(source, destination, *more, **named)
         finally:
-            inner.discard(name)
+            ledger.renaming = ""
         ledger.at("after", name)
         return done
 
     return watched
-
-
-inner: set[str] = set()
-"""Renames that are being made."""
 
 
 def _writing(ledger: Ledger, write: Callable[..., Any], target: Callable[..., Any]) -> Callable[..., Any]:
