@@ -1,6 +1,8 @@
 """Programs that a sandbox must contain, each with what its observation must say (a regular expression).
 
-`{canary}` is the path of a file that must not come to be, `{secret}` of a file that must not be read.
+`{canary}` is the path of a file that must not come to be, `{secret}` of a file that must not be read. Where TIME may be
+said, no machine ends the program within a second; it runs under a short limit, and the others under one that no machine
+reaches.
 """
 
 TIME, MEMORY, DENIED = "TimeoutError: time limit", "MemoryError: memory limit", "PermissionError"
@@ -17,7 +19,7 @@ HOSTILE: dict[str, tuple[str, str]] = {
     "endless generator": ("def f():\n    while True: yield 1\nsum(f())", f"{TIME}|NotImplementedError"),
     "nested loops": ("n = 0\nfor a in range(10**5):\n    for b in range(10**5): n += 1\nn", TIME),
     "exponential recursion": ("def f(n): return 1 if n < 2 else f(n - 1) + f(n - 2)\nf(60)", TIME),
-    "long factorial": ("import math\nmath.factorial(10**6)", TIME),
+    "long factorial": ("import math\nmath.factorial(10**9)", f"{TIME}|{MEMORY}"),
     "regex that backtracks": ("import re\nprint(re.match('(a|aa)+$', 'a' * 100 + 'b'))", "None|Error"),
     "sleep": ("import time\ntime.sleep(3600)", "no output|Error"),
     "asleep": ("import asyncio\nasyncio.run(asyncio.sleep(3600))", "no output|Error"),
@@ -50,9 +52,9 @@ HOSTILE: dict[str, tuple[str, str]] = {
     "deep comparison": ("a = []\nb = []\nfor _ in range(100000):\n    a = [a]\n    b = [b]\na == b", "Error|True"),
     "endless attribute": ("class A:\n    def __getattr__(self, n): return getattr(self, n + 'x')\nA().a", "Error"),
     # output
-    "huge print": ("print('a' * 10**6)", rf"a\.\.\.|{TIME}"),
-    "many lines": ("for i in range(5000): print(i)", rf"0\n1\n2|{TIME}"),
-    "huge value": ("list(range(10000))", rf"\[0, 1, 2.*\.\.\.|{TIME}"),
+    "huge print": ("print('a' * 10**6)", r"a\.\.\."),
+    "many lines": ("for i in range(5000): print(i)", r"0\n1\n2"),
+    "huge value": ("list(range(10000))", r"\[0, 1, 2.*\.\.\."),
     "control characters": (r"print('\x1b[2J\x00\x07bell')", "bell"),
     "fences": ("print('```')\nprint('```python')\nprint('1')", "'''"),
     "end of sequence": ("print('<eos>')", "<eos>"),

@@ -1,39 +1,24 @@
-"""One life of a search that tests/test_kill_resume.py kills: ScriptedEngine + Mcts into a Store.
-
-    python kill_resume_run.py FOLDER LOG [LATENCY]
-
-Every request that is sent goes to LOG, one line each, before the engine sees it.
-"""
+"""One life of a search that tests/test_kill_resume.py kills: ScriptedEngine + Mcts into a Store. No model, no torch."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from treepref.driver import Job, drive
 from treepref.engines.scripted import ScriptedEngine
 from treepref.search.mcts import Mcts
 from treepref.store import Store
-from treepref.types import Request, Tree, new_tree
+from treepref.types import Tree, new_tree
 
 STAGE = "round-1/search"
+OUTCOMES = "round-1/eval/mcts"
 TREES = 60
 
 
-class LoggingEngine(ScriptedEngine):
-    log: int
-
-    def submit(self, requests: Iterable[Request]) -> None:
-        requests = list(requests)
-        lines = "".join(request.id.rpartition("/")[0] + "\n" for request in requests)
-        os.write(self.log, lines.encode())
-        super().submit(requests)
-
-
-def main(folder: str, log: str, latency: float) -> None:
-    engine = LoggingEngine(batch=4, shuffle=os.getpid(), latency=latency)
-    engine.log = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+def main(folder: str) -> None:
+    engine = ScriptedEngine(batch=4, shuffle=os.getpid())  # results come in another order in every life
     search = Mcts(simulations=12, children=3, max_depth=5, leaves_in_flight=2, max_step_tokens=12)
 
     def judge(tree: Tree, solution: tuple[int, ...]) -> float:
@@ -50,7 +35,7 @@ def main(folder: str, log: str, latency: float) -> None:
             with store.transaction():
                 store.finish_tree(STAGE, job.tree)
                 correct = any(node.reward == 1 for node in job.tree.nodes)
-                store.put_outcomes("round-1/eval/mcts", [(job.question_id, 0, {"correct": correct})])
+                store.put_outcomes(OUTCOMES, [(job.question_id, 0, {"correct": correct})])
 
         store.start_stage(STAGE)
         journal = store.journal(STAGE, policy_version=0)
@@ -58,5 +43,13 @@ def main(folder: str, log: str, latency: float) -> None:
         store.finish_stage(STAGE)
 
 
+def hold(folder: str) -> None:
+    """Open the run, say so, and keep it until standard input ends."""
+    with Store(folder) as store:
+        store.start_stage(STAGE)
+        print("held", flush=True)
+        sys.stdin.read()
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], float(sys.argv[3]) if len(sys.argv) > 3 else 0.0)
+    hold(sys.argv[1])

@@ -1,37 +1,27 @@
-"""What the tests of the loops share: a run in a process of its own that is killed, and what is left of a run."""
+"""What the tests of the loops share: runs that are killed, and what is left of a run."""
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM
 
+# The whole program: a life of killed_life.py begins with what was imported before it.
+from treepref import cli
+from treepref.engines import torch_engine as torch_engine
+from treepref.loops import dpo_st, learn, mcts_dpo, run, svpo
 from treepref.store import Store
 
-
-def start(out: Path, recipe: str, *overrides: str) -> subprocess.Popen[bytes]:
-    """`treepref run` in a process of its own."""
-    command = [sys.executable, "-m", "treepref.cli", "run", recipe, "--out", str(out), "--quiet", *overrides]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
+METHODS = (dpo_st, mcts_dpo, svpo, run)
 
 
-def life(out: Path, seconds: float | None, recipe: str, *overrides: str) -> int:
-    """A run to its end (0), which must be a good one, or killed with SIGKILL after some time (-9)."""
-    process = start(out, recipe, *overrides)
-    try:
-        _, errors = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        return -9
-    assert process.returncode == 0, errors.decode()
-    return 0
+def play(out: str, recipe: str, *overrides: str) -> None:
+    """`treepref run` to its end; the training state is saved every other step, for short runs too."""
+    learn.CHECKPOINT_STEPS = 2
+    sys.argv = ["treepref", "run", recipe, "--out", out, "--quiet", *overrides]
+    cli.main()
 
 
 def digest(out: Path) -> str:
@@ -42,3 +32,11 @@ def digest(out: Path) -> str:
 def parameters(folder: Path) -> list[torch.Tensor]:
     """The parameters of a saved model."""
     return list(AutoModelForCausalLM.from_pretrained(folder).parameters())
+
+
+def check_same_weights(one: Path, other: Path) -> None:
+    """Models and value heads, to the bit."""
+    for a, b in zip(parameters(one), parameters(other), strict=True):
+        assert torch.equal(a, b)
+    heads = [folder / "value_head.safetensors" for folder in (one, other)]
+    assert len({head.exists() and head.read_bytes() for head in heads}) == 1

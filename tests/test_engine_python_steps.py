@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from tool_tokenizers import byte_level
+from treepref.engines import torch_engine
 from treepref.engines.base import generate
 from treepref.engines.torch_engine import TorchEngine
 from treepref.models.policy import Policy
 from treepref.models.tiny import build_tiny_model
+from treepref.tools.python import PythonTool
+from treepref.tools.sandbox import Sandbox
 from treepref.types import Request
 
 pytest.importorskip("pydantic_monty")
@@ -38,7 +41,11 @@ def writer() -> Policy:
     return Policy(model.eval(), tokenizer, None)
 
 
-def test_a_block_is_one_step_that_ends_in_its_output_and_variables_carry_over(writer: Policy) -> None:
+def test_a_block_is_one_step_that_ends_in_its_output_and_variables_carry_over(
+    writer: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patient = Sandbox(seconds=600.0)  # a limit that no machine reaches
+    monkeypatch.setattr(torch_engine, "load_tool", lambda name, tokenizer: PythonTool(tokenizer, patient))
     engine, tokenizer = TorchEngine(writer, max_rows=4), writer.tokenizer
     prompt = tuple(tokenizer.encode(PROMPT, add_special_tokens=False))
 

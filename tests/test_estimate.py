@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from treepref import sizing
 from treepref.budget import Budget, budget_tokens
 from treepref.config import BudgetConfig, Recipe
 from treepref.errors import BudgetError, ModelError
@@ -316,11 +319,13 @@ def test_the_command_prints_the_table(tmp_path: Path, lettered_model: str) -> No
     assert sorted(p.name for p in tmp_path.iterdir()) == ["problems.jsonl", "r.yaml"]  # nothing was begun
 
 
-def test_the_probe_gives_plausible_rates() -> None:
-    rates = measure_rates("cpu", seconds=0.02)
-    assert 1e8 < rates.flops < 1e15
-    assert 1e7 < rates.bytes_per_second < 1e13
-    assert 1e-7 < rates.op_seconds < 1e-2
+def test_the_probe_divides_work_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A second passes between two looks at the clock: each of the three probes works three times, and takes 4 s for it.
+    monkeypatch.setattr(sizing, "time", SimpleNamespace(perf_counter=map(float, count()).__next__))
+    rates = measure_rates("cpu", seconds=3)
+    assert rates.op_seconds == pytest.approx(4 / 3)
+    assert rates.flops == pytest.approx(2 * 512**3 * 3 / 4)
+    assert rates.bytes_per_second == pytest.approx(2 * 4 * 8 * 2**20 * 3 / 4)
 
 
 def test_numbers_are_short_and_readable() -> None:

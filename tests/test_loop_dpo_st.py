@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import random
-import signal
-import sqlite3
-import subprocess
-import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
-import loop_runs
-from loop_runs import digest, parameters
-from treepref.errors import RecipeError, StoreError, TooFewPairs, TreeprefError
+from kill_plans import Death, check_same_run, killed_and_resumed, lives_of
+from loop_runs import check_same_weights, digest, parameters
+from treepref.errors import RecipeError, StoreError, TooFewPairs
 from treepref.loops.dpo_st import improves, pseudo_labels
 from treepref.loops.fork import fork
 from treepref.loops.learn import written_solution
@@ -203,51 +197,46 @@ EXACT = [
 ]  # fmt: skip
 
 
-def start(out: Path) -> subprocess.Popen[bytes]:
-    return loop_runs.start(out, "dpo_st", *SMALL, *EXACT)
+SHORT = [
+    ("before", "step round-0/sft "),
+    ("commit", "row trees round-1/search "),
+    ("after", "submit round-1/labels "),
+    ("inside", "write report.html.part"),
+]
+LONG = [
+    ("before", "row meta schema"),
+    ("inside", "write checkpoints/round-0-sft/step"),
+    ("after", "rename round-0$"),  # the warm-up's folder is there and its row is not
+    ("after", "rename round-0.old$"),  # so it is replaced: here it is aside, and its successor has not its name yet
+    ("before", "submit round-0/eval/greedy "),
+    ("inside", "row outcomes round-0/eval/greedy "),
+    ("after", "submit round-1/search "),
+    ("after", "row trees round-1/search "),
+    ("inside", "row pairs 1 "),
+    ("before", "step round-1/dpo "),
+    ("inside", "write round-1-dpo$"),
+    ("after", "row stages done round-1/dpo"),
+    ("before", "submit round-1/labels "),
+    ("inside", "row trees round-1/labels "),
+    ("before", r"rename checkpoints/round-1-train/step-\d+"),
+    ("after", r"rename checkpoints/round-1-train/step-\d+"),
+]
 
 
-def life(out: Path) -> None:
-    assert loop_runs.life(out, None, "dpo_st", *SMALL, *EXACT) == 0
-
-
-def kill_in(out: Path, stage: str, wait: float) -> bool:
-    """Start a life and kill it (SIGKILL) some time after `stage` has begun. False: it was done before."""
-    process = start(out)
-    while process.poll() is None and not begun(out, stage):
-        time.sleep(0.02)
-    time.sleep(wait)
-    ended = process.poll() is not None
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    return not ended
-
-
-def begun(out: Path, stage: str) -> bool:
-    try:
-        with Store(out, read_only=True) as store:
-            return store.stage(stage) is not None
-    except (TreeprefError, sqlite3.Error):  # there is no run yet, or it is being made
-        return False
-
-
-def check_killed_run(tmp_path: Path, stages: Sequence[str], longest_wait: float) -> None:
-    life(tmp_path / "whole")
-    draw = random.Random(7)
-    killed = [kill_in(tmp_path / "killed", stage, draw.uniform(0, longest_wait)) for stage in stages]
-    life(tmp_path / "killed")
-    assert any(killed)
-    assert digest(tmp_path / "killed") == digest(tmp_path / "whole")
+def check_killed_run(tmp_path: Path, wanted: list[Death]) -> None:
+    with lives_of("loop_runs:play") as lives:
+        killed_and_resumed(lives, tmp_path, 7, wanted, "dpo_st", *SMALL, *EXACT)
+    check_same_run(tmp_path)
     for name in ("round-0", "round-1-dpo", "round-1"):
-        for a, b in zip(parameters(tmp_path / "whole" / name), parameters(tmp_path / "killed" / name), strict=True):
-            assert torch.equal(a, b)
+        check_same_weights(tmp_path / "whole" / name, tmp_path / "killed" / name)
 
 
 def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
-    check_killed_run(tmp_path, ["round-1/search", "round-1/labels"], longest_wait=0.3)
+    check_killed_run(tmp_path, SHORT)
 
 
 @pytest.mark.long
 def test_twenty_kills_in_and_between_all_stages(tmp_path: Path) -> None:
-    names = ("0/sft", "0/eval", "1/search", "1/search", "1/pairs", "1/dpo", "1/labels", "1/labels", "1/train", "1/eval")
-    check_killed_run(tmp_path, [f"round-{name}" for name in names for _ in range(2)], longest_wait=1.0)
+    wanted = [*SHORT, *LONG]
+    assert len(wanted) == 20
+    check_killed_run(tmp_path, wanted)

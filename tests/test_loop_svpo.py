@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import random
-import time
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import loop_runs
-from loop_runs import digest
+from kill_plans import Death, check_same_run, killed_and_resumed, lives_of
+from loop_runs import check_same_weights, digest
 from treepref.errors import BudgetError, RecipeError, StoreError, TooFewPairs
 from treepref.loops.run import run as run_recipe
 from treepref.models.policy import BUILTIN
@@ -84,6 +83,16 @@ def test_running_again_does_nothing_again(finished: Path) -> None:
     assert json.loads((finished / "results.json").read_text())["cost"] == spent
 
 
+@pytest.mark.xfail(strict=True, reason="only the life that ends a stage removes its training state")
+def test_training_state_that_a_kill_left_behind_a_finished_stage_is_removed(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    left = tmp_path / "run" / "checkpoints" / "round-1-train" / "step-00000002" / "state.pt"
+    left.parent.mkdir(parents=True)
+    left.write_text("weights and optimizer")
+    run(tmp_path / "run")
+    assert not left.exists()
+
+
 def test_a_changed_recipe_is_refused_with_the_difference(finished: Path) -> None:
     with pytest.raises(RecipeError, match=r"search\.children: 4 → 5"):
         run(finished, "search.children=5")
@@ -111,29 +120,50 @@ def test_a_second_process_is_kept_out(finished: Path) -> None:
         run(finished)
 
 
-def life(out: Path, seconds: float | None, *more: str) -> int:
-    return loop_runs.life(out, seconds, "quickstart", *SMALL, *more)
+# ---- kill and resume -------------------------------------------------------------------------------------------------
+
+EXACT = [
+    "engine.batch_invariant=true", "task.splits.train=7", "task.splits.eval=2", "eval.samples=2", "train.batch_trees=2",
+    "task.params={min_terms: 5, max_terms: 6, min_digits: 1, max_digits: 1}", "search.simulations=5",
+]  # fmt: skip
+SHORT = [
+    ("commit", "row journal round-1/search "),
+    ("inside", r"write checkpoints/round-1-train/step-\d+.part/state.pt"),
+    ("after", "rename round-1$"),  # the folder is there and its row is not
+    ("after", "rename round-1.old$"),  # so it is replaced: here it is aside, and its successor has not its name yet
+]
+LONG = [
+    ("after", "rename recipe.yaml"),
+    ("inside", "row problems train "),
+    ("before", "submit round-0/eval/greedy "),
+    ("after", "submit round-0/eval/greedy "),
+    ("commit", "row outcomes round-0/eval/greedy "),
+    *[("before", "submit round-1/search ")] * 2,
+    ("inside", "row journal round-1/search "),
+    ("after", "row trees round-1/search "),
+    ("inside", "row pairs 1 "),
+    ("before", "step round-1/train "),
+    ("after", r"rename checkpoints/round-1-train/step-\d+"),
+    ("inside", "write round-1$"),
+    ("after", "row stages done round-1/train"),
+    ("before", "submit round-1/eval/"),
+    ("inside", "write scratch/results/results.json"),
+]
 
 
-def check_killed_run(tmp_path: Path, kills: int) -> None:
-    exact = ["engine.batch_invariant=true", "task.splits.train=10", "task.splits.eval=8", "eval.samples=4"]
-    started = time.monotonic()
-    assert life(tmp_path / "whole", None, *exact) == 0
-    length = time.monotonic() - started
-    rng = random.Random(5)
-    for _ in range(kills):
-        life(tmp_path / "killed", rng.uniform(0.3, 0.95) * length, *exact)
-    assert life(tmp_path / "killed", None, *exact) == 0
-    assert digest(tmp_path / "killed") == digest(tmp_path / "whole")
-    whole, killed = (AutoModelForCausalLM.from_pretrained(tmp_path / name / "round-1") for name in ("whole", "killed"))
-    for a, b in zip(whole.parameters(), killed.parameters(), strict=True):
-        assert torch.equal(a, b)
+def check_killed_run(tmp_path: Path, wanted: list[Death], *more: str) -> None:
+    with lives_of("loop_runs:play") as lives:
+        killed_and_resumed(lives, tmp_path, 5, wanted, "quickstart", *SMALL, *EXACT, *more)
+    check_same_run(tmp_path)
+    check_same_weights(tmp_path / "whole" / "round-1", tmp_path / "killed" / "round-1")
 
 
 def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
-    check_killed_run(tmp_path, kills=2)
+    check_killed_run(tmp_path, SHORT)
 
 
 @pytest.mark.long
 def test_twenty_kills(tmp_path: Path) -> None:
-    check_killed_run(tmp_path, kills=20)
+    wanted = [*SHORT, *LONG]
+    assert len(wanted) == 20
+    check_killed_run(tmp_path, wanted)

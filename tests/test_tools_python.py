@@ -5,30 +5,41 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hostile_programs import HOSTILE
+from hostile_programs import HOSTILE, TIME
 from tool_tokenizers import byte_level, cut_at_random, metaspace, word_level
 from treepref.errors import RecipeError
 from treepref.tools import load_tool, sandbox
+from treepref.tools.base import Forced, ToolState
 from treepref.tools.python import MAX_CODE_BYTES, MAX_OUTPUT_CHARS, MAX_OUTPUT_TOKENS, PythonTool, tidy
-from treepref.tools.sandbox import GRACE_SECONDS, Sandbox
+from treepref.tools.sandbox import Run, Sandbox
 
 pytestmark = pytest.mark.skipif(find_spec("pydantic_monty") is None, reason="pydantic-monty is not installed")
-SECONDS = 0.4
-BUSY_MACHINE = 20.0
-"""Slack for processes that start while other work runs."""
+FOR_EVER = 600.0
+"""Seconds after which a test fails that waits for what must come."""
 
 
 @pytest.fixture(scope="module")
 def box() -> Iterator[Sandbox]:
-    box = Sandbox(workers=2, seconds=SECONDS, memory_mb=32)
+    """For programs that end, on a machine of any speed."""
+    box = Sandbox(workers=2, seconds=FOR_EVER, memory_mb=32)
+    yield box
+    box.close()
+
+
+@pytest.fixture(scope="module")
+def hurried() -> Iterator[Sandbox]:
+    """For programs that do not end by themselves."""
+    box = Sandbox(workers=2, seconds=0.4, memory_mb=32)
     yield box
     box.close()
 
@@ -48,8 +59,7 @@ def _step(tool: PythonTool, written: list[int], ids: list[int]) -> tuple[list[in
         assert state.feed(id) is None
         if state.busy:
             assert state.open
-            while state.busy and (forced := state.result()) is None:
-                time.sleep(0.001)
+            forced = _result(state)
             if forced is None:
                 return done, None
             assert forced.ends_step and not set(forced.tokens) & set(tokenizer.all_special_ids)
@@ -62,13 +72,20 @@ def _step(tool: PythonTool, written: list[int], ids: list[int]) -> tuple[list[in
     return done, None
 
 
+def _result(state: ToolState) -> Forced | None:
+    """What a busy state's program showed, once it is done."""
+    while state.busy and (forced := state.result()) is None:
+        time.sleep(0.001)
+    return forced
+
+
 def _ids(text: str) -> list[int]:
     return byte_level()(text, split_special_tokens=True)["input_ids"]
 
 
 def _observe(box: Sandbox, *blocks: str) -> str:
     run = box.submit(blocks)
-    assert run.done.wait(BUSY_MACHINE)
+    assert run.done.wait(FOR_EVER)
     assert run.failure is None
     return run.observation
 
@@ -149,12 +166,42 @@ def test_a_run_does_not_depend_on_when_or_where_it_is_done(box: Sandbox) -> None
     assert len({_observe(box, code) for _ in range(4)}) == 1
 
 
-def test_the_time_limit_covers_all_blocks(box: Sandbox) -> None:
-    assert _observe(box, "while True: pass", "1") == "TimeoutError: time limit exceeded by an earlier block"
-    start = time.monotonic()
-    slow = "for _ in range(10**5): pass\n" * 5
-    assert "TimeoutError" in _observe(box, *[slow] * 200)
-    assert time.monotonic() - start < SECONDS + GRACE_SECONDS + BUSY_MACHINE
+def test_a_program_that_does_not_end_is_ended(hurried: Sandbox) -> None:
+    assert _observe(hurried, "while True: pass") == "TimeoutError: time limit exceeded"
+    assert _observe(hurried, "while True: pass", "1").startswith("TimeoutError: time limit exceeded")
+
+
+class SlowSession:
+    """Stands for the interpreter and its session: a block takes 3 seconds, by a clock that nothing else moves."""
+
+    def __init__(self) -> None:
+        self.clock = 0.0
+        self.fed: list[str] = []
+
+    @contextmanager
+    def checkout(self, **_: object) -> Iterator[SlowSession]:
+        self.clock += 100.0  # a process starts
+        yield self
+
+    def feed_run(self, code: str, print_callback: object) -> str:
+        self.fed.append(code)
+        self.clock += 3.0
+        return code
+
+
+@pytest.mark.parametrize(
+    ("blocks", "fed", "shown"), [(4, 4, "b3"), (5, 4, "TimeoutError: time limit exceeded by an earlier block")]
+)
+def test_the_time_limit_covers_all_blocks_and_no_start(
+    monkeypatch: pytest.MonkeyPatch, blocks: int, fed: int, shown: str
+) -> None:
+    from treepref.tools import sandbox_worker
+
+    session = SlowSession()
+    monkeypatch.setattr(sandbox_worker, "time", SimpleNamespace(monotonic=lambda: session.clock))
+    setup = {"seconds": 10.0, "output_chars": 100}
+    assert sandbox_worker._run(session, None, [f"b{i}" for i in range(blocks)], setup).startswith(shown)
+    assert len(session.fed) == fed
 
 
 def test_a_block_that_is_too_long_does_not_run(tool: PythonTool) -> None:
@@ -186,21 +233,43 @@ def test_other_tokenizers(box: Sandbox) -> None:
     assert PythonTool(word_level(), box).force("24", False) is None, "it has no word for a fence"
 
 
-def test_several_rows_run_at_once_and_none_waits(tool: PythonTool) -> None:
+class IdleBox:
+    """A sandbox that is at nothing until it is told what its programs showed."""
+
+    def __init__(self) -> None:
+        self.runs: list[Run] = []
+
+    def submit(self, blocks: Sequence[str]) -> Run:
+        self.runs.append(Run(tuple(blocks)))
+        return self.runs[-1]
+
+
+def test_no_row_waits_for_its_own_program_or_another() -> None:
+    box = IdleBox()
+    tool = PythonTool(byte_level(), box)
     states = [tool.begin(()) for _ in range(6)]
-    start = time.monotonic()
+    for number, state in enumerate(states):
+        for id in _ids(f"```python\n{number} + 100\n```"):
+            state.feed(id)  # would not return
+    assert all(s.busy and s.result() is None for s in states)
+    assert [run.blocks for run in box.runs] == [(f"{number} + 100\n",) for number in range(6)]
+    states[5].close()
+    assert box.runs[5].cancelled
+    for number in (3, 0, 4, 1, 2):
+        box.runs[number].observation = f"{number}."
+        box.runs[number].done.set()
+        assert f"\n{number}.\n" in byte_level().decode(states[number].result().tokens)
+        assert all(s.result() is None for i, s in enumerate(states[:5]) if not box.runs[i].done.is_set())
+
+
+def test_several_rows_run_at_once(tool: PythonTool) -> None:
+    states = [tool.begin(()) for _ in range(6)]
     for number, state in enumerate(states):
         for id in _ids(f"```python\n{number} + 100\n```"):
             state.feed(id)
-    assert time.monotonic() - start < 1.0
-    assert all(s.busy for s in states)
     states[5].close()
-    shown = {}
-    while len(shown) < 5:
-        for number, state in enumerate(states[:5]):
-            if state.busy and (forced := state.result()):
-                shown[number] = byte_level().decode(forced.tokens)
-    assert [re.search(r"\d+", shown[n])[0] for n in range(5)] == ["100", "101", "102", "103", "104"]
+    shown = [byte_level().decode(_result(state).tokens) for state in states[:5]]
+    assert [re.search(r"\d+", text)[0] for text in shown] == ["100", "101", "102", "103", "104"]
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +280,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_process_that_dies_is_replaced() -> None:
     before = _children(os.getpid(), "sandbox_worker")
-    box = Sandbox(workers=1, seconds=30.0)
+    box = Sandbox(workers=1, seconds=FOR_EVER)
     try:
         assert _observe(box, "1") == "1"
         started = _children(os.getpid(), "sandbox_worker") - before
@@ -220,7 +289,7 @@ def test_a_process_that_dies_is_replaced() -> None:
         loop = box.submit(["while True: pass"])
         for pid in started:
             os.kill(pid, 9)
-        assert loop.done.wait(BUSY_MACHINE)
+        assert loop.done.wait(FOR_EVER)
         assert loop.observation == "MemoryError: memory limit exceeded"
         assert _observe(box, "2") == "2"
     finally:
@@ -229,12 +298,12 @@ def test_a_process_that_dies_is_replaced() -> None:
 
 def test_close_ends_the_processes() -> None:
     before = _children(os.getpid(), "sandbox_worker")
-    box = Sandbox(workers=1, seconds=SECONDS)
+    box = Sandbox(workers=1, seconds=FOR_EVER)
     assert _observe(box, "1") == "1"
     started = _children(os.getpid(), "sandbox_worker") - before
     assert started or not Path("/proc").is_dir()
     box.close()
-    deadline = time.monotonic() + BUSY_MACHINE
+    deadline = time.monotonic() + FOR_EVER
     while started & _children(os.getpid(), "sandbox_worker") and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not started & _children(os.getpid(), "sandbox_worker")
@@ -244,17 +313,20 @@ def test_close_ends_the_processes() -> None:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_programs_are_contained(name: str, box: Sandbox, tmp_path: Path) -> None:
+def test_hostile_programs_are_contained(name: str, box: Sandbox, hurried: Sandbox, tmp_path: Path) -> None:
     secret, canary = tmp_path / "secret.txt", tmp_path / "canary"
     secret.write_text("treasure")
     code, wanted = HOSTILE[name]
-    start = time.monotonic()
-    observation = tidy(_observe(box, code.replace("{secret}", str(secret)).replace("{canary}", str(canary))))
-    assert time.monotonic() - start < SECONDS + GRACE_SECONDS + BUSY_MACHINE
+    endless = TIME in wanted
+    own = hurried if endless else box
+    observation = tidy(_observe(own, code.replace("{secret}", str(secret)).replace("{canary}", str(canary))))
     assert re.search(wanted, observation, re.DOTALL), observation
     assert len(observation) <= MAX_OUTPUT_CHARS and "treasure" not in observation
     assert not canary.exists() and secret.read_text() == "treasure" and len(list(tmp_path.iterdir())) == 1
-    assert _observe(box, "20 + 22") == "42", "the sandbox goes on"
+    # The sandbox goes on; where the limit is short, a machine that is held up may not end even this within it.
+    while (shown := _observe(own, "20 + 22")) == "TimeoutError: time limit exceeded" and endless:
+        pass
+    assert shown == "42"
 
 
 def test_there_are_enough_of_them() -> None:
