@@ -15,7 +15,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
-from treepref.tasks.answers import canonical_number
+from treepref.tasks.numbers import canonical_number
 
 MAX_DIGITS = 300
 """Longest number in a row, written out: answers with more digits are read by no checker."""

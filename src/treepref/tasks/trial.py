@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from random import Random
 
 from treepref.errors import DataError, RecipeError
-from treepref.tasks.statements import MARK
 from treepref.tasks.checking import Checker
 from treepref.tasks.choices import PARSERS
 from treepref.tasks.isolation import DIED, TOO_SLOW
+from treepref.tasks.statements import MARK
 from treepref.tasks.task import Task
 from treepref.types import Problem
 
