@@ -7,6 +7,7 @@ Knows fences and tokens' bytes; knows no engine, no model and no interpreter.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
@@ -173,13 +174,32 @@ class PythonState:
 
 
 def tidy(observation: str) -> str:
-    """Printable text of at most MAX_OUTPUT_CHARS characters, without fences and outer blank lines."""
-    text = observation.replace("\r\n", "\n").replace("```", "'''").expandtabs(4)
-    text = re.sub(r"[^\S\n]+$", "", "".join(c for c in text if c == "\n" or c.isprintable()), flags=re.MULTILINE)
-    text = text.strip("\n")
+    """Printable text of at most MAX_OUTPUT_CHARS characters, without fences and outer blank lines.
+
+    What can join the characters of a fence goes before fences are looked for: what is shown holds none, and nothing
+    that a tokenizer's normaliser could turn into one.
+    """
+    text = observation.replace("\r\n", "\n").expandtabs(4)
+    text = _without_hidden_backticks("".join(c for c in text if c == "\n" or c.isprintable()))
+    text = re.sub(r"[^\S\n]+$", "", text, flags=re.MULTILINE).strip("\n")
     if len(text) > MAX_OUTPUT_CHARS:
         text = f"{text[: MAX_OUTPUT_CHARS - 3].rstrip()}..."
+    while "```" in text:
+        text = text.replace("```", "'''")
     return text or "(no output)"
+
+
+def _without_hidden_backticks(text: str) -> str:
+    """Without characters that are a backtick under Unicode's normal forms, and accents on backticks."""
+    shown: list[str] = []
+    for character in text:
+        if not character.isascii():
+            if "`" in unicodedata.normalize("NFKC", character):
+                character = "'"
+            elif unicodedata.category(character).startswith("M") and shown[-1:] == ["`"]:
+                continue
+        shown.append(character)
+    return "".join(shown)
 
 
 def _decode(code: bytes | bytearray) -> str:
