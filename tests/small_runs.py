@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import io
 import shutil
-import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-import treepref
+import pytest
+
+from treepref import cli
 from treepref.models.policy import BUILTIN
+from treepref.progress import set_quiet
 
 SEARCHED = [
     "search.simulations=6", "search.children=4", "search.trees_in_flight=2", "pairs.min_problems=1",
@@ -39,19 +42,35 @@ def copy_model(folder: Path) -> Path:
     return folder
 
 
-def treepref_command(
-    *arguments: str, cwd: Path, said: str = "", env: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """A command in a process of its own, `said` on its stdin. None may end in a traceback."""
-    environment = os.environ | {"PYTHONPATH": str(Path(treepref.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    environment |= {"HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "COLUMNS": "300"} | (env or {})
-    command = [sys.executable, "-m", "treepref.cli", *arguments]
-    done = subprocess.run(command, cwd=cwd, input=said, capture_output=True, text=True, env=environment, timeout=300)
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
+@dataclass(frozen=True)
+class Done:
+    """What a command came to."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def run_command(method: str, *more: str, cwd: Path, out: str = "run") -> subprocess.CompletedProcess[str]:
+def treepref_command(*arguments: str, cwd: Path, said: str = "") -> Done:
+    """`treepref ARGUMENTS` in this process, `said` on its stdin. What would be a traceback is raised."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(cwd)
+        patch.setenv("COLUMNS", "300")
+        patch.setattr(sys, "argv", ["treepref", *arguments])
+        patch.setattr(sys, "stdin", io.StringIO(said))
+        patch.setattr(sys, "stdout", out := io.StringIO())
+        patch.setattr(sys, "stderr", errors := io.StringIO())
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        finally:
+            set_quiet(False)
+    return Done(code, out.getvalue(), errors.getvalue())
+
+
+def run_command(method: str, *more: str, cwd: Path, out: str = "run") -> Done:
     """`treepref run` of the small run of a method."""
     recipe, *overrides = METHODS[method]
     return treepref_command("run", recipe, "-q", "--out", out, *overrides, *more, cwd=cwd)

@@ -170,8 +170,10 @@ def test_head_of_body_is_the_model(make, tmp_path: Path) -> None:
 
 def test_saved_folder_loads_in_plain_transformers_and_here(folder: Path) -> None:
     original = tiny_policy()
-    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(folder)), logits(original.model))
-    assert AutoTokenizer.from_pretrained(folder).get_vocab() == TOKENIZER.get_vocab()
+    assert torch.equal(
+        logits(AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)), logits(original.model)
+    )
+    assert AutoTokenizer.from_pretrained(folder, trust_remote_code=False).get_vocab() == TOKENIZER.get_vocab()
     policy = load_policy(str(folder))
     assert policy.values_trained and not policy.model.training and policy.name == str(folder)
     assert load_policy(folder, value_head=False).value_head is None

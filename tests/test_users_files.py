@@ -6,17 +6,15 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 import torch
 
-from small_runs import METHODS, SMALL, contents, copy_model, run_command, treepref_command
+from small_runs import METHODS, contents, copy_model, run_command, treepref_command
 from treepref.errors import StoreError
-from treepref.landing import new_file, new_folder
+from treepref.landing import is_leftover, new_file, new_folder, recover
+from treepref.models.folder import landing
 from treepref.models.policy import load_policy, save_policy
 from treepref.store import Store
 from treepref.training.checkpoints import Checkpoint, latest_checkpoint, remove_checkpoints, save_checkpoint
@@ -54,9 +52,9 @@ def test_folders_beside_a_model_are_left_alone(place: Path, command: str) -> Non
         keep(place / name)
     before = contents(place)
     if command == "run":
-        assert run_command("svpo", "task.splits.train=1", "rounds=0", cwd=place).returncode == 0
+        assert run_command("svpo", "rounds=0", cwd=place).returncode == 0
     else:
-        done = treepref_command("estimate", "quickstart", *SMALL, cwd=place)
+        done = treepref_command("estimate", *METHODS["svpo"], cwd=place)
         assert done.returncode == 0, done.stderr
     assert {name: h for name, h in contents(place).items() if not name.startswith("run/")} == before
 
@@ -64,7 +62,7 @@ def test_folders_beside_a_model_are_left_alone(place: Path, command: str) -> Non
 def test_a_missing_model_is_not_taken_from_a_folder_beside_it(place: Path) -> None:
     (place / "model").rename(place / "other.old")
     before = contents(place)
-    done = treepref_command("estimate", "quickstart", *SMALL, "model.path=./other", cwd=place)
+    done = treepref_command("estimate", *METHODS["svpo"], "model.path=./other", cwd=place)
     assert done.returncode == 2 and "there is no" in done.stderr
     assert contents(place) == before
 
@@ -105,50 +103,49 @@ def test_a_copy_of_what_a_save_left_is_the_users_own(place: Path) -> None:
     assert {"kept", "kept.old", "kept.tmp"} <= {p.name for p in place.iterdir()}
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-import treepref.landing as landing
-from treepref.models.policy import load_policy, save_policy
+def killed_at(moment: int, folder: Path) -> bool:
+    """A process that saves "new" into a model folder and is killed at its so-manieth step on disk; False: none left."""
+    child = os.fork()
+    if child:
+        return os.waitpid(child, 0)[1] == signal.SIGKILL
+    seen = 0
 
-stop, seen = int(sys.argv[1]), 0
-def counted(real):
-    def call(*arguments, **keywords):
-        global seen
-        seen += 1
-        if seen == stop:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(*arguments, **keywords)
-    return call
-policy = load_policy("model", device="cpu")
-policy.model.lm_head.weight.data += 1
-Path.rename, Path.unlink, Path.mkdir = counted(Path.rename), counted(Path.unlink), counted(Path.mkdir)
-Path.write_text = counted(Path.write_text)
-landing.shutil.rmtree = counted(landing.shutil.rmtree)
-save_policy(policy, "saved")
-print(seen)
-"""
+    def counted(real):
+        def call(*arguments, **keywords):
+            nonlocal seen
+            seen += 1
+            if seen == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments, **keywords)
+
+        return call
+
+    for owner, name in ((Path, "rename"), (Path, "unlink"), (Path, "mkdir"), (Path, "write_text"), (os, "unlink")):
+        setattr(owner, name, counted(getattr(owner, name)))
+    save(folder, "new")
+    os._exit(0)
 
 
-def test_a_kill_at_any_moment_of_a_save_leaves_the_old_or_the_new(place: Path) -> None:
-    old = load_policy(place / "model", device="cpu").model.lm_head.weight.clone()
-    save_policy(load_policy(place / "model", device="cpu"), place / "saved")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    seen = set()
+def save(folder: Path, text: str) -> None:
+    with landing(folder) as part:
+        (part / "config.json").write_text(text)
+
+
+def test_a_kill_at_any_moment_of_a_save_leaves_the_old_or_the_new(tmp_path: Path) -> None:
+    folder, seen = tmp_path / "saved", []
+    save(folder, "old")
     for moment in range(1, 40):
-        command = [sys.executable, "-c", textwrap.dedent(KILLED), str(moment)]
-        done = subprocess.run(command, cwd=place, capture_output=True, text=True, env=environment)
-        weight = load_policy(place / "saved", device="cpu").model.lm_head.weight
-        new = not torch.equal(weight, old)
-        assert not new or torch.equal(weight, old + 1)
-        seen.add(new)
-        if done.returncode == 0:
+        killed = killed_at(moment, folder)
+        recover(folder)
+        seen.append((folder / "config.json").read_text())
+        if not killed:
             break
-        assert done.returncode == -signal.SIGKILL, done.stderr
-        if new:  # back to the old one, for the next moment
-            save_policy(load_policy(place / "model", device="cpu"), place / "saved")
-    assert done.returncode == 0 and seen == {False, True} and moment > 5
-    assert {p.name for p in place.iterdir()} - {"saved.tmp"} <= {"model", "saved"}  # killed right after mkdir: no mark
+        for bare in tmp_path.glob("saved.tmp*"):  # killed between mkdir and its mark: empty, and nobody's to remove
+            if not is_leftover(bare):
+                bare.rmdir()
+        save(folder, "old")
+    assert moment > 8 and set(seen) == {"old", "new"} and seen == sorted(seen, reverse=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["saved"]
 
 
 # -- a run's folder
@@ -202,7 +199,7 @@ def test_what_a_user_keeps_in_a_run_stays(tmp_path: Path) -> None:
     keep(tmp_path / "run" / "scratch" / "recipe")
     keep(tmp_path / "run" / "scratch" / "own")
     with Store(tmp_path / "run") as store:
-        assert list(p.name for p in store.scratch("recipe").iterdir() if not p.name.startswith(".")) == []
+        assert [p.name for p in store.scratch("recipe").iterdir() if not p.name.startswith(".")] == []
     Store(tmp_path / "run").close()
     assert (tmp_path / "run" / "scratch" / "recipe" / "thesis.txt").read_text() == "mine"
     assert (tmp_path / "run" / "scratch" / "own" / "thesis.txt").read_text() == "mine"

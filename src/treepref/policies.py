@@ -1,8 +1,9 @@
 """Where a run's policies are kept, and whether they are still what its stages made of them.
 
 Policy k ≥ 0 is what round k ended with, in `round-k`; policy 0 is the recipe's model where there is no warm-up.
-Policy −k is the DPO model of round k, in `round-k-dpo`. A policy counts from the row that says that its stage is done:
-a folder without that row is what a killed attempt left. Knows folders, fingerprints and the store; knows no stage from inside.
+Policy −k is the DPO model of round k, in `round-k-dpo`. A policy counts from the row that says that its stage is
+done: a folder without that row is what a killed attempt left. Knows folders, fingerprints and the store; knows no stage
+from inside.
 """
 
 from __future__ import annotations

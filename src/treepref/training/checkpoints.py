@@ -6,6 +6,7 @@ Knows files and tensors, but no model, no data and no step.
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,7 @@ from treepref.landing import MARK, clear, fresh_folder, move_folder
 
 KEPT = 2
 _PREFIX, _PART, _STATE = "step-", ".part", "state.pt"
+_NAME = re.compile(rf"{_PREFIX}\d{{8,}}")
 _PARTS = ("identity", "progress", "weights", "optimizer")
 
 
@@ -139,17 +141,17 @@ def told_if_damaged(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        said = f"{error!r} is missing" if isinstance(error, KeyError) else str(error)
+        said = f"it has no {error}" if isinstance(error, KeyError) else str(error).strip().partition("\n")[0]
         raise StoreError(
-            f"{folder} holds no sound checkpoint: {said}. Remove it to go on from the one before"
+            f"{folder} holds no sound checkpoint ({said}): remove it to go on from the one before"
         ) from error
 
 
 def _saved(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    named = (p for p in folder.iterdir() if p.name.startswith(_PREFIX) and p.name[len(_PREFIX) :].isdigit())
-    return sorted(p for p in named if (p / _STATE).is_file())
+    found = (p for p in folder.iterdir() if _NAME.fullmatch(p.name) and (p / _STATE).is_file())
+    return sorted(found, key=lambda p: int(p.name.removeprefix(_PREFIX)))
 
 
 def _is_ours(path: Path) -> bool:
