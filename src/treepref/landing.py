@@ -37,7 +37,7 @@ def fresh_folder(parent: Path, name: str) -> Path:
     for candidate in _names(name):
         folder = parent / candidate
         if is_leftover(folder):
-            shutil.rmtree(folder)
+            _remove(folder)
         with contextlib.suppress(FileExistsError):
             folder.mkdir()
             _mark(folder, candidate)
@@ -48,7 +48,8 @@ def fresh_folder(parent: Path, name: str) -> Path:
 def clear(folder: Path) -> None:
     """Remove what `fresh_folder` made, if it is still there."""
     if is_leftover(folder):
-        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            _remove(folder)
 
 
 def move_file(tmp: Path, final: Path) -> None:
@@ -113,7 +114,7 @@ def move_folder(tmp: Path, final: Path, *, replace: bool = False) -> None:
     _sync(final.parent)
     (final / MARK).unlink(missing_ok=True)
     if aside is not None:
-        shutil.rmtree(aside, ignore_errors=True)
+        clear(aside)
 
 
 def recover(final: Path) -> None:
@@ -141,6 +142,17 @@ def _mark(folder: Path, name: str) -> None:
     mark = folder / MARK
     mark.write_text(name, encoding="utf-8")
     _sync(mark)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a marked folder, its mark last: killed midway it is still known as one that may go."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != MARK:
+            path.unlink()
+    (folder / MARK).unlink()
+    folder.rmdir()
 
 
 def _sync(path: Path) -> None:
