@@ -6,6 +6,7 @@ Knows file names and renames. Knows nothing of weights, tokenizers or training.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,15 +65,20 @@ def refuse_foreign(folder: Path) -> None:
     """Raises StoreError, nothing touched, where `folder` holds anything that treepref did not save there itself."""
     if folder.exists() and not folder.is_dir():
         raise StoreError(f"{folder} is a file: give the name of a folder that is not there yet")
-    found = (
-        {p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()} if folder.is_dir() else set()
-    )
-    strange = found - _made(folder) - {MADE, MARK}
-    if strange:
+    known = _made(folder) | {MADE, MARK}
+    strange = next((name for name in _files(folder) if name not in known), None)
+    if strange is not None:
         raise StoreError(
-            f"{folder} holds {min(strange)}, which treepref did not put there, and would be replaced: move it away, or "
+            f"{folder} holds {strange}, which treepref did not put there, and would be replaced: move it away, or "
             "give a folder that is not there yet"
         )
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Everything below the folder that is no folder itself, one after the other."""
+    for root, folders, names in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(root, name))]
+        yield from (os.path.relpath(os.path.join(root, name), folder) for name in sorted(names + links))
 
 
 def _made(folder: Path) -> set[str]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from treepref.config import LoraConfig
 from treepref.errors import ModelError
@@ -169,7 +170,7 @@ def load_policy(
         return policy
     source, folder = _resolve(path)
     config = _config(name, source, revision)
-    commit = None if folder else getattr(config, "_commit_hash", None)
+    commit = None if folder else _commit(name, revision)
     _no_dropout(config)
     with quiet():
         tokenizer = load_tokenizer(source, revision=commit)
@@ -250,6 +251,11 @@ def _resolve(path: str | Path, *, tokenizer_only: bool = False) -> tuple[str, Pa
             return name, None
     check_model_folder(folder, tokenizer_only=tokenizer_only)
     return str(folder), folder
+
+
+def _commit(name: str, revision: str | None) -> str | None:
+    """The commit of the hub model that was just read, as its place in the cache has it."""
+    return extract_commit_hash(cached_file(name, "config.json", **_at(revision)), None)
 
 
 def _at(commit: str | None) -> dict[str, str]:

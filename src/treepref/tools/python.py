@@ -7,7 +7,6 @@ Knows fences and tokens' bytes; knows no engine, no model and no interpreter.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
@@ -24,6 +23,9 @@ MAX_OUTPUT_CHARS = 500
 MAX_OUTPUT_TOKENS = 256
 """Of everything that is forced, fences included."""
 _FENCE = b"```"
+_FENCES = re.compile(r"`[^\x00-\x7f]*`[^\x00-\x7f]*`")
+_BACKTICKS = {0x1FEF: "'", 0xFF40: "'"}
+"""Characters that are a backtick in one of Unicode's normal forms."""
 _FENCE_LINE_BYTES = 32
 """A longer line is no fence: nothing else of a line outside a block is kept."""
 
@@ -177,29 +179,16 @@ def tidy(observation: str) -> str:
     """Printable text of at most MAX_OUTPUT_CHARS characters, without fences and outer blank lines.
 
     What can join the characters of a fence goes before fences are looked for: what is shown holds none, and nothing
-    that a tokenizer's normaliser could turn into one.
+    that a tokenizer turns into one, be it by Unicode's normal forms or by leaving out what it does not know.
     """
     text = observation.replace("\r\n", "\n").expandtabs(4)
-    text = _without_hidden_backticks("".join(c for c in text if c == "\n" or c.isprintable()))
+    text = "".join(c for c in text.translate(_BACKTICKS) if c == "\n" or c.isprintable())
     text = re.sub(r"[^\S\n]+$", "", text, flags=re.MULTILINE).strip("\n")
     if len(text) > MAX_OUTPUT_CHARS:
         text = f"{text[: MAX_OUTPUT_CHARS - 3].rstrip()}..."
-    while "```" in text:
-        text = text.replace("```", "'''")
+    while _FENCES.search(text):
+        text = _FENCES.sub(lambda fence: fence.group().replace("`", "'"), text)
     return text or "(no output)"
-
-
-def _without_hidden_backticks(text: str) -> str:
-    """Without characters that are a backtick under Unicode's normal forms, and accents on backticks."""
-    shown: list[str] = []
-    for character in text:
-        if not character.isascii():
-            if "`" in unicodedata.normalize("NFKC", character):
-                character = "'"
-            elif unicodedata.category(character).startswith("M") and shown[-1:] == ["`"]:
-                continue
-        shown.append(character)
-    return "".join(shown)
 
 
 def _decode(code: bytes | bytearray) -> str:
