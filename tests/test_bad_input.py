@@ -310,7 +310,7 @@ ATTENTION = {"num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_s
 def test_a_model_that_cannot_be_packed_is_refused_before_anything_is_spent(
     config: hf.PretrainedConfig, reason: str, base: Path
 ) -> None:
-    hf.AutoModelForCausalLM.from_config(config).save_pretrained("model")
+    hf.AutoModelForCausalLM.from_config(config, trust_remote_code=False).save_pretrained("model")
     load_tokenizer(base).save_pretrained("model")
     write_rows("rows.jsonl", sums(40))
     write_recipe("./model", rounds=1)

@@ -87,7 +87,9 @@ def test_import_gives_the_same_model_as_an_ordinary_folder(file: Path, model: Ll
     assert "quantization_config" not in config and config["dtype"] == "float32"
     ids = torch.arange(5, 25)[None]
     with torch.no_grad():
-        torch.testing.assert_close(AutoModelForCausalLM.from_pretrained(out)(ids).logits, model(ids).logits)
+        torch.testing.assert_close(
+            AutoModelForCausalLM.from_pretrained(out, trust_remote_code=False)(ids).logits, model(ids).logits
+        )
     policy = load_policy(out)
     assert policy.eos_ids == {byte_level().eos_token_id}
     text = "Tom has 12\n\n34 apples ;  7"

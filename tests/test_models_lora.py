@@ -75,7 +75,7 @@ def test_merging_gives_the_same_model_and_leaves_the_training_copy(kind: str, fo
     saved = save_policy(policy, tmp_path / "saved")
     assert load_file(saved / "model.safetensors").keys() == load_file(source / "model.safetensors").keys()
     assert "peft" not in json.dumps(json.loads((saved / "config.json").read_text()))
-    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(saved)), ours)
+    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(saved, trust_remote_code=False)), ours)
     after = policy.model.state_dict()
     assert after.keys() == before.keys() and all(torch.equal(after[n], before[n]) for n in before)
     assert torch.equal(logits(policy.model), ours)

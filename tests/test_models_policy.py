@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from treepref.errors import ModelError, StoreError
+from treepref.landing import MARK, fresh_folder
 from treepref.models import policy as policy_module
 from treepref.models.folder import landing
 from treepref.models.policy import (
@@ -169,8 +170,10 @@ def test_head_of_body_is_the_model(make, tmp_path: Path) -> None:
 
 def test_saved_folder_loads_in_plain_transformers_and_here(folder: Path) -> None:
     original = tiny_policy()
-    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(folder)), logits(original.model))
-    assert AutoTokenizer.from_pretrained(folder).get_vocab() == TOKENIZER.get_vocab()
+    assert torch.equal(
+        logits(AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)), logits(original.model)
+    )
+    assert AutoTokenizer.from_pretrained(folder, trust_remote_code=False).get_vocab() == TOKENIZER.get_vocab()
     policy = load_policy(str(folder))
     assert policy.values_trained and not policy.model.training and policy.name == str(folder)
     assert load_policy(folder, value_head=False).value_head is None
@@ -308,28 +311,31 @@ def test_quantised_weights_are_refused(folder: Path) -> None:
         load_policy(folder)
 
 
-def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(tmp_path: Path) -> None:
     policy = tiny_policy()
     with torch.no_grad():
         policy.model.model.norm.weight[0] = float("nan")
     with pytest.raises(ModelError, match="not finite"):
-        load_policy(save_policy(policy, tmp_path / "m"))
+        save_policy(policy, tmp_path / "m")
+    assert list(tmp_path.iterdir()) == []
+    policy.model.save_pretrained(tmp_path / "m")
+    policy.tokenizer.save_pretrained(tmp_path / "m")
+    with pytest.raises(ModelError, match="not finite"):
+        load_policy(tmp_path / "m")
 
 
 # -- saving
 
 
 def test_saving_replaces_a_folder_whole_and_clears_what_a_kill_left(folder: Path) -> None:
-    (folder / "stale.txt").write_text("old")
-    leftover = folder.with_name("model.tmp-999")
-    leftover.mkdir()
+    (fresh_folder(folder.parent, "model.tmp") / "half").write_text("x")
     save_policy(tiny_policy(seed=2), folder)
     assert sorted(p.name for p in folder.parent.iterdir()) == ["model"]
-    assert not (folder / "stale.txt").exists()
     assert torch.equal(logits(load_policy(folder).model), logits(tiny_policy(seed=2).model))
 
 
 def test_a_kill_between_the_renames_loses_nothing(folder: Path) -> None:
+    (folder / MARK).write_text("model.old")
     folder.rename(folder.with_name("model.old"))
     assert torch.equal(logits(load_policy(folder).model), logits(tiny_policy().model))
     assert not folder.with_name("model.old").exists()

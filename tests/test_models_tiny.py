@@ -93,7 +93,7 @@ def test_a_saved_folder_reads_the_same_through_auto_classes(tmp_path: Path) -> N
     model = build_tiny_model(len(tokenizer), hidden=16, layers=1, heads=2, intermediate=24, seed=3)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    again = AutoTokenizer.from_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path, trust_remote_code=False)
     for text in TEXTS:
         ids = encode_solution(tokenizer, text)
         assert encode_solution(again, text) == ids
@@ -102,7 +102,9 @@ def test_a_saved_folder_reads_the_same_through_auto_classes(tmp_path: Path) -> N
     assert (again.eos_token_id, again.pad_token_id, again.bos_token) == (1, 0, None)
     ids = torch.tensor([encode_solution(again, TEXTS[0])])
     with torch.no_grad():
-        assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits, model(ids).logits)
+        assert torch.equal(
+            AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=False)(ids).logits, model(ids).logits
+        )
 
 
 def test_the_model_follows_its_seed_and_leaves_the_global_one_alone() -> None:

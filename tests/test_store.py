@@ -19,7 +19,8 @@ from treepref import store as store_module
 from treepref.engines.base import generate
 from treepref.engines.scripted import ScriptedEngine
 from treepref.errors import StoreError
-from treepref.run_folder import land_file, land_folder, mount_type
+from treepref.landing import new_folder
+from treepref.run_folder import land_file, mount_type
 from treepref.search.base import solution_tokens
 from treepref.search.mcts import Mcts
 from treepref.search.tree import digest_tree, tree_to_arrays
@@ -276,8 +277,13 @@ def test_a_folder_without_a_run_and_a_file_that_is_no_database(tmp_path: Path) -
     assert not (tmp_path / "none").exists()
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "run.db").write_bytes(b"not a database at all" * 100)
-    with pytest.raises(StoreError, match="not a sound"):
+    with pytest.raises(StoreError, match="no run of treepref"):
         Store(tmp_path / "bad")
+    assert [p.name for p in (tmp_path / "bad").iterdir()] == ["run.db"]
+    Store(tmp_path / "damaged").close()
+    (tmp_path / "damaged" / "run.db").write_bytes(b"not a database at all" * 100)
+    with pytest.raises(StoreError, match="not a sound"):
+        Store(tmp_path / "damaged")
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="file"):
         Store(tmp_path / "file")
@@ -380,16 +386,20 @@ def test_enospc_while_files_land(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_folders_land_whole_and_replace_a_killed_attempt(tmp_path: Path) -> None:
+    final = tmp_path / "round-1" / "model"
+    for content in ("first", "second"):
+        with new_folder(final, replace=True) as part:
+            (part / "sub").mkdir()
+            (part / "sub" / "weights").write_text(content)
+        assert (final / "sub" / "weights").read_text() == content and not part.exists()
+        assert [p.name for p in final.parent.iterdir()] == ["model"] and [p.name for p in final.iterdir()] == ["sub"]
+
+
+def test_scratch_is_empty_and_swept_at_the_next_open(tmp_path: Path) -> None:
     with Store(tmp_path / "run") as store:
-        for content in ("first", "second"):
-            scratch = store.scratch("model")
-            assert list(scratch.iterdir()) == []
-            (scratch / "sub").mkdir()
-            (scratch / "sub" / "weights").write_text(content)
-            final = land_folder(scratch, store.folder / "round-1" / "model")
-            assert (final / "sub" / "weights").read_text() == content and not scratch.exists()
-        assert [p.name for p in (store.folder / "round-1").iterdir()] == ["model"]
+        (store.scratch("left") / "half").write_text("x" * 1000)
+        assert not (store.scratch("left") / "half").exists()
         (store.scratch("left") / "half").write_text("x" * 1000)
         assert store.disk_bytes() > 1000
     with Store(tmp_path / "run") as store:
-        assert not (store.folder / "scratch").exists()
+        assert list((store.folder / "scratch").iterdir()) == []

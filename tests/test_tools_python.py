@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -20,7 +21,7 @@ from tool_tokenizers import byte_level, cut_at_random, metaspace, word_level
 from treepref.errors import RecipeError
 from treepref.tools import load_tool, sandbox
 from treepref.tools.base import Forced, ToolState
-from treepref.tools.python import MAX_CODE_BYTES, MAX_OUTPUT_CHARS, MAX_OUTPUT_TOKENS, PythonTool, tidy
+from treepref.tools.python import _BACKTICKS, MAX_CODE_BYTES, MAX_OUTPUT_CHARS, MAX_OUTPUT_TOKENS, PythonTool, tidy
 from treepref.tools.sandbox import Run, Sandbox
 
 pytestmark = pytest.mark.skipif(find_spec("pydantic_monty") is None, reason="pydantic-monty is not installed")
@@ -345,3 +346,45 @@ def _children(parent: int, name: str) -> set[int]:
         if name in command and int(status[1]) == parent:
             found.add(int(folder.name))
     return found
+
+
+# -- what a program shows cannot pass for fences
+
+CLEANERS = {
+    "as it is": lambda text: text,
+    "composed": lambda text: unicodedata.normalize("NFC", text),
+    "compatible": lambda text: unicodedata.normalize("NFKC", text),
+    "decomposed": lambda text: unicodedata.normalize("NFKD", text),
+    "without accents": lambda text: "".join(c for c in text if not unicodedata.category(c).startswith("M")),
+    "printable": lambda text: "".join(c for c in text if c.isprintable() or c == "\n"),
+    "ascii": lambda text: text.encode("ascii", "ignore").decode(),
+    "tidied again": tidy,
+}
+"""What a tokenizer's normaliser, or whoever reads the sample, may do to a text."""
+PIECES = [
+    "`", "``", "```", "python", "output", "\n", "\r", "\r\n", "\t", " ", "\x07", "\x00", "\u200b", "\u00ad", "\ufeff",
+    "x", "\u1fef", "\uff40", "\u0301", "\ufe0f", "\u2028", "\x85", "'", "x" * 499,
+]  # fmt: skip
+FENCES = st.lists(st.sampled_from(PIECES) | st.characters(), max_size=30).map("".join)
+
+
+def test_every_character_that_normalises_to_a_backtick_is_known() -> None:
+    every = map(chr, (*range(0xD800), *range(0xE000, 0x110000)))
+    assert {ord(c) for c in every if "`" in unicodedata.normalize("NFKD", c)} - {0x60} == _BACKTICKS.keys()
+
+
+@settings(max_examples=800, deadline=None)
+@given(FENCES)
+def test_no_output_holds_a_fence_however_it_is_cleaned(text: str) -> None:
+    shown = tidy(text)
+    assert shown and len(shown) <= MAX_OUTPUT_CHARS
+    for name, clean in CLEANERS.items():
+        assert "```" not in clean(shown), name
+        assert "```" not in clean(shown[: len(shown) // 2]), name
+
+
+@pytest.mark.parametrize(
+    "fence", ["``\x07`", "`\x00`\x00`", "``\u200b`python", "\u1fef`\u1fef", "``\uff40", "`\u0301``", "`````"]
+)
+def test_fences_in_pieces_are_seen(fence: str) -> None:
+    assert all("```" not in clean(tidy(f"{fence}\n1 + 1")) for clean in CLEANERS.values())

@@ -13,14 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from treepref.config import Recipe
 from treepref.errors import StoreError
 from treepref.landing import new_file
 from treepref.preferences import visit_smoothing
 from treepref.store import Store
+from treepref.stored_recipe import stored_recipe
 from treepref.types import Pair, Tree
 
 Decode = Callable[[Sequence[int]], str]
+_OURS = {"prompt", "chosen", "rejected", "problem_id", "policy_version"}
+"""Keys by which a file's first row is known to be of an export."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,19 +133,39 @@ def export_run(run: Path, out_file: Path, *, round: int | None = None) -> tuple[
 
     Returns what was written, and what is to be told of it.
 
-    Raises ModelError where no tokenizer can be loaded.
+    Raises ModelError where no tokenizer can be loaded, StoreError where it is not the one that the run was made with,
+    or where `out_file` is there and holds no such rows.
     """
     from treepref.models.policy import load_tokenizer  # torch, which rows of pairs do not need
+    from treepref.policies import Policies
 
     with Store(run, read_only=True) as store:
-        if store.meta("recipe") is None:
+        recipe = stored_recipe(store)
+        if recipe is None:
             raise StoreError(f"{run} holds no recipe: start it with `treepref run`")
-        recipe = Recipe.model_validate_json(json.dumps(store.meta("recipe")))
+        _refuse_foreign(out_file)
         folders = sorted(folder for folder in run.glob("round-*") if (folder / "tokenizer_config.json").is_file())
-        tokenizer = load_tokenizer(str(folders[0].absolute()) if folders else recipe.model.path)
+        path, commit = (str(folders[0].absolute()), None) if folders else Policies(store, recipe).base()
+        if folders:
+            Policies(store, recipe).check_tokenizer(folders[0])
+        tokenizer = load_tokenizer(path, revision=commit)
         eos = tokenizer.eos_token
         written = export_trl(store, out_file, text_decoder(tokenizer), round=round, eos=eos)
         return written, written.warning(eos) if eos else None
+
+
+def _refuse_foreign(file: Path) -> None:
+    """Raises StoreError where the file is there and was not written by an export: only such a one is replaced."""
+    try:
+        with file.open("rb") as stream:
+            first = stream.readline()
+        row = json.loads(first) if first else dict.fromkeys(_OURS)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError):
+        row = None
+    if not (isinstance(row, dict) and row.keys() >= _OURS):
+        raise StoreError(f"{file} is there already and holds no exported pairs: give another --out, or move it away")
 
 
 def export_trl(

@@ -1,6 +1,6 @@
-"""What keeps a run's folder sound: its lock, a check of its file system, files that land by rename, errors for people.
+"""What keeps a run's folder sound: whose it is, its lock, a check of its file system, files that land by rename.
 
-Knows nothing of what is in the folder.
+Knows of what is in the folder only what tells that it is a run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from treepref.errors import StoreError
-from treepref.landing import move_file, move_folder
+from treepref.landing import MARK, move_file
 
 NETWORK_FILE_SYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "ncpfs", "afs", "davfs", "vboxsf", "prl_fs", "fuse.sshfs", "fuse.s3fs"}
@@ -49,6 +49,47 @@ def refuse_network(folder: Path) -> None:
             f"{folder} lies on a file system of type {kind}, where locks and SQLite's write-ahead log do not hold: "
             "choose an --out folder on a local disk and copy the run afterwards"
         )
+
+
+_STARTED = frozenset({"run.lock", "run.db", "run.db-wal", "run.db-shm", "run.db-journal", MARK})
+"""All that is in a run that was killed before its first table was made."""
+_HOLDER = re.compile(r"process \d+ on .+\n?")
+"""What run.lock says of who holds it, or held it last."""
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raises StoreError, the folder untouched, where it holds anything and is no run."""
+    with disk_errors(folder):
+        names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        if names <= {MARK} or _HOLDER.fullmatch(_text(folder / "run.lock")) or is_run_db(folder / "run.db"):
+            return
+        if "run.lock" in names and names <= _STARTED and not (folder / "run.lock").stat().st_size:
+            return
+    raise StoreError(
+        f"{folder} holds {min(names - {MARK})} and no run of treepref: give a folder that is empty or not there yet. "
+        "Nothing in it was changed"
+    )
+
+
+def is_run_db(path: Path) -> bool:
+    """Whether the file is a run's database. It is looked at without its write-ahead log, and nothing is written."""
+    if not path.is_file():
+        return False
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)) as db:
+            tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    except sqlite3.Error:
+        return False
+    return tables >= {"meta", "problems", "journal", "trees", "stages"}
+
+
+def _text(path: Path) -> str:
+    """The beginning of a text file; empty where there is none."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return file.read(400)
+    except OSError:
+        return ""
 
 
 _held_locks: weakref.WeakSet[RunLock] = weakref.WeakSet()
@@ -149,15 +190,4 @@ def land_file(tmp: Path, final: Path) -> Path:
     with disk_errors(final.parent):
         final.parent.mkdir(parents=True, exist_ok=True)
         move_file(tmp, final)
-    return final
-
-
-def land_folder(tmp: Path, final: Path) -> Path:
-    """Move a finished folder to its name, in place of one that a killed attempt left. Raises StoreError.
-
-    Write the row that speaks of it afterwards: a folder without its row counts as not there.
-    """
-    with disk_errors(final.parent):
-        final.parent.mkdir(parents=True, exist_ok=True)
-        move_folder(tmp, final, aside=tmp.with_name(tmp.name + ".replaced"))
     return final

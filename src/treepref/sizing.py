@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from treepref.errors import ModelError, TreeprefError
+from treepref.models.folder import needs_own_code
 
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -61,10 +62,13 @@ def _empty_model(path: str) -> Any:
     if not is_hub_id and not Path(path).expanduser().is_dir():
         raise ModelError(f"model.path {path}: there is no such folder")
     try:
-        config = AutoConfig.from_pretrained(Path(path).expanduser() if Path(path).expanduser().is_dir() else path)
+        source = Path(path).expanduser() if Path(path).expanduser().is_dir() else path
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
-    except (OSError, ValueError, KeyError) as error:
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:  # readers of damaged files fail in every way there is
+        if "trust_remote_code" in str(error):
+            raise ModelError(needs_own_code(path)) from None
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ModelError(
             f"model.path {path}: its config cannot be read ({reason}); give a Hugging Face hub id or a model folder"

@@ -14,7 +14,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,9 +23,8 @@ from typing import Any
 
 from treepref import codec
 from treepref.errors import StoreError
-from treepref.run_folder import RunLock, disk_errors, refuse_network, sqlite_errors
-from treepref.run_folder import land_file as land_file
-from treepref.run_folder import land_folder as land_folder
+from treepref.landing import clear, fresh_folder
+from treepref.run_folder import RunLock, disk_errors, refuse_foreign, refuse_network, sqlite_errors
 from treepref.search.tree import digest_tree
 from treepref.types import Completion, Cost, Pair, Problem, Tree
 
@@ -136,18 +134,29 @@ class Store:
                 if read_only:
                     self._db = _connect_to_read(path)
                 else:
+                    refuse_foreign(self.folder)
                     self.folder.mkdir(parents=True, exist_ok=True)
                     refuse_network(self.folder)
                     self._lock = RunLock(self.folder / "run.lock")
                     self._db = _connect_to_write(path, durable)
-                    shutil.rmtree(self.folder / "scratch", ignore_errors=True)  # what killed attempts left
             self._check_schema()
+            if not read_only:
+                self._sweep()
         except BaseException:
             self.close()
             raise
 
+    def _sweep(self) -> None:
+        """Remove what killed attempts left in `scratch`."""
+        if (self.folder / "scratch").is_dir():
+            for folder in (self.folder / "scratch").iterdir():
+                clear(folder)
+
     def _check_schema(self) -> None:
-        if not self.read_only and not self._all("SELECT 1 FROM sqlite_master WHERE name = 'meta'"):
+        tables = {name for (name,) in self._all("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if "meta" not in tables and (tables or self.read_only):
+            raise StoreError(f"{self.folder}/run.db is the database of something else, or of a run that did not begin")
+        if not tables:
             with self.transaction():
                 for statement in _TABLES.split(";"):
                     self._db.execute(statement)
@@ -212,7 +221,28 @@ class Store:
 
     def meta(self, key: str, default: Any = None) -> Any:
         row = self._one("SELECT value FROM meta WHERE key = ?", (key,))
-        return default if row is None else json.loads(row[0])
+        return default if row is None else self._read(row[0], f"meta {key}")
+
+    # -- what is read back
+
+    @contextlib.contextmanager
+    def sound(self, what: str) -> Iterator[None]:
+        """Whatever goes wrong with what was stored, as a StoreError that names it and says what to do."""
+        try:
+            yield
+        except Exception as error:  # damaged data fails in every way there is
+            said = error if isinstance(error, StoreError) else f"{type(error).__name__}: {error}"
+            raise StoreError(
+                f"{self.folder}/run.db: {what} is damaged ({said}): restore run.db from a copy, or start another run "
+                "with another --out"
+            ) from error
+
+    def _read(self, text: str, what: str, kind: type = object) -> Any:
+        with self.sound(what):
+            value = json.loads(text)
+            if not isinstance(value, kind):
+                raise TypeError(f"a {kind.__name__} was stored, and a {type(value).__name__} is there")
+            return value
 
     # -- problems
 
@@ -238,13 +268,17 @@ class Store:
         after = -1
         query = "SELECT position, id, row FROM problems WHERE split = ? AND position > ? ORDER BY position LIMIT ?"
         while rows := self._all(query, (split, after, PAGE)):
-            for _, name, row in rows:
-                yield Problem(name, *json.loads(row))
+            yield from (self._problem(split, name, row) for _, name, row in rows)
             after = rows[-1][0]
 
     def problem(self, split: str, problem_id: str) -> Problem | None:
         row = self._one("SELECT row FROM problems WHERE split = ? AND id = ?", (split, problem_id))
-        return None if row is None else Problem(problem_id, *json.loads(row[0]))
+        return None if row is None else self._problem(split, problem_id, row[0])
+
+    def _problem(self, split: str, name: str, row: str) -> Problem:
+        with self.sound(f"problem {name} of {split}"):
+            text, answer, rationale, meta = json.loads(row)
+            return Problem(name, text, answer, rationale, dict(meta))
 
     def count_problems(self, split: str) -> int:
         return self._count("problems WHERE split = ?", split)
@@ -292,12 +326,16 @@ class Store:
 
     def tree(self, stage: str, key: str) -> Tree | None:
         row = self._one("SELECT blob FROM trees WHERE stage = ? AND key = ?", (stage, key))
-        return None if row is None else codec.unpack_tree(row[0])
+        return None if row is None else self._tree(stage, key, row[0])
+
+    def _tree(self, stage: str, key: str, blob: bytes) -> Tree:
+        with self.sound(f"the tree {key} of {stage}"):
+            return codec.unpack_tree(blob)
 
     def trees(self, stage: str, *, mixed: bool = False) -> Iterator[Tree]:
         """The stage's trees by key; `mixed`: only those with right and wrong solutions."""
-        for _, blob in self._walk_trees(stage, "key, blob", mixed):
-            yield codec.unpack_tree(blob)
+        for key, blob in self._walk_trees(stage, "key, blob", mixed):
+            yield self._tree(stage, key, blob)
 
     def tree_rows(self, stage: str, *, mixed: bool = False) -> Iterator[TreeRow]:
         """The same without reading the trees."""
@@ -329,10 +367,13 @@ class Store:
         """By id."""
         after, query = "", "SELECT id, row FROM pairs WHERE round = ? AND id > ? ORDER BY id LIMIT ?"
         while rows := self._all(query, (round, after, PAGE)):
-            for _, row in rows:
-                values = json.loads(row)
-                yield Pair(**values | {"winner": tuple(values["winner"]), "loser": tuple(values["loser"])})
+            yield from (self._pair(round, *row) for row in rows)
             after = rows[-1][0]
+
+    def _pair(self, round: int, name: str, row: str) -> Pair:
+        with self.sound(f"pair {name} of round {round}"):
+            values = json.loads(row)
+            return Pair(**values | {"winner": tuple(values["winner"]), "loser": tuple(values["loser"])})
 
     def count_pairs(self, round: int) -> int:
         return self._count("pairs WHERE round = ?", round)
@@ -358,7 +399,7 @@ class Store:
         )
         while rows := self._all(query, (stage, *after, PAGE)):
             for problem, sample, row in rows:
-                yield problem, sample, json.loads(row)
+                yield problem, sample, self._read(row, f"sample {sample} of problem {problem} of {stage}", dict)
             after = rows[-1][:2]
 
     def count_outcomes(self, stage: str) -> int:
@@ -393,9 +434,11 @@ class Store:
         return sum(costs.values(), Cost()) if stage is None else costs.get(stage, Cost())
 
     def costs(self) -> dict[str, Cost]:
-        return {
-            stage: Cost(**json.loads(row)) for stage, row in self._all("SELECT stage, row FROM costs ORDER BY stage")
-        }
+        return {stage: self._cost(stage, row) for stage, row in self._all("SELECT * FROM costs ORDER BY stage")}
+
+    def _cost(self, stage: str, row: str) -> Cost:
+        with self.sound(f"the cost of {stage}"):
+            return Cost(**json.loads(row)) + Cost()
 
     def start_stage(self, name: str, info: Mapping[str, Any] | None = None) -> Stage:
         """Mark a stage as running. One begun before keeps its info and its start; one that is done stays done."""
@@ -424,7 +467,9 @@ class Store:
     def stages(self) -> list[Stage]:
         """In the order they were started."""
         rows = self._all("SELECT name, status, info, started, finished FROM stages ORDER BY rowid")
-        return [Stage(name, status, json.loads(info), *times) for name, status, info, *times in rows]
+        return [
+            Stage(name, status, self._read(info, f"stage {name}", dict), *times) for name, status, info, *times in rows
+        ]
 
     def event(self, stage: str, level: str, message: str) -> None:
         """Note a skip or a failure (level `info`, `warning`, `error`). What a stage said before is not repeated."""
@@ -465,7 +510,7 @@ class Store:
                 found.update(json.dumps(["tree", *row]).encode())
             query = f"SELECT stage, problem_id, sample, row FROM outcomes{where} ORDER BY stage, problem_id, sample"
             for *name, text in self._db.execute(query, values):
-                row = json.loads(text)
+                row = self._read(text, f"an outcome of {name[0]}", dict)
                 found.update(json.dumps(["outcome", *name, row.get("correct"), row.get("answer")]).encode())
             if stage is None:
                 for row in self._db.execute("SELECT round, id FROM pairs ORDER BY round, id"):
@@ -473,12 +518,9 @@ class Store:
         return found.hexdigest()
 
     def scratch(self, name: str) -> Path:
-        """An empty folder to build files in before they land. What a killed process left is swept at the next open."""
-        folder = self.folder / "scratch" / name
+        """A folder to build files in before they land. What a killed process left is swept at the next open."""
         with disk_errors(self.folder):
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-        return folder
+            return fresh_folder(self.folder / "scratch", name)
 
     def disk_bytes(self) -> int:
         """Bytes of every file in the run's folder."""
@@ -500,7 +542,11 @@ class StageJournal:
         """What is known of a tree, by node path."""
         query = "SELECT path, request, blob FROM journal WHERE stage = ? AND tree = ? AND policy_version = ?"
         rows = self._store._all(query, (self._stage, tree, self._version))
-        return {path: JournalEntry(tree, path, request, *codec.unpack_expansion(blob)) for path, request, blob in rows}
+        found = {}
+        for path, request, blob in rows:
+            with self._store.sound(f"the expansion {path} of the tree {tree} of {self._stage}"):
+                found[path] = JournalEntry(tree, path, request, *codec.unpack_expansion(blob))
+        return found
 
     def record(self, entries: Sequence[JournalEntry], cost: Cost, events: Sequence[tuple[str, str]] = ()) -> None:
         """Expansions that arrived together, their cost and (level, message) events, in one transaction."""

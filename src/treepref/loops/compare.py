@@ -53,6 +53,7 @@ def compare(
     `baseline` is a run's folder or name; None takes the first. Raises StoreError for a folder that holds no evaluated
     run, DataError for a run that is named twice or an unknown baseline.
     """
+    _refuse_foreign(out)
     names = run_names(folders)
     runs = [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
     document = compare_runs(runs, baseline=_baseline(baseline, folders, names), group=group)
@@ -68,6 +69,21 @@ def compare(
     print_comparison(document, console)
     console.print(f"comparison: {page}", style="dim")
     return document
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Raises StoreError where `out` has a compare.json or compare.html that no comparison of ours wrote."""
+    page, numbers = out / "compare.html", out / "compare.json"
+    try:
+        found = json.loads(numbers.read_text(encoding="utf-8")) if numbers.exists() else {"schema": 0, "entries": []}
+        ours = isinstance(found, dict) and found.keys() >= {"schema", "entries"}
+    except (OSError, ValueError):
+        ours = False
+    if not ours:
+        raise StoreError(f"{numbers} is there already and holds no comparison: give another --out, or move it away")
+    with disk_errors(page):
+        if page.exists() and b"treepref comparison" not in page.read_bytes():
+            raise StoreError(f"{page} is there already and is no page of treepref: give another --out, or move it away")
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:
@@ -101,7 +117,7 @@ def read_run(folder: Path, name: str | None = None) -> RunScores:
     """
     with Store(folder, read_only=True) as store:
         recipe = store.meta("recipe")
-        if recipe is None:
+        if not isinstance(recipe, dict):
             raise StoreError(f"{folder} holds no recipe: it is no run")
         keys = {p.id: f"{p.id} {_content(p.text, p.answer)}" for p in store.problems("eval")}
         found: dict[int, list[str]] = {}
@@ -134,7 +150,9 @@ def _round(store: Store, number: int, decoders: Sequence[str], keys: Mapping[str
     passed: Mapping[str, float] | None = None
     distinct: Mapping[str, float] | None = None
     for decoder in decoders:
-        rows = [Solution.from_row(row) for _, _, row in store.outcomes(f"round-{number}/eval/{decoder}")]
+        stage = f"round-{number}/eval/{decoder}"
+        with store.sound(f"what {stage} found"):
+            rows = [Solution.from_row(row) for _, _, row in store.outcomes(stage)]
         if decoder != "samples":
             scores = single_scores(rows, needs_value=decoder != "greedy")
             methods |= {} if scores is None else {decoder: _keyed(scores, keys)}

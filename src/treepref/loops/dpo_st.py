@@ -18,9 +18,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from treepref.config import Recipe
 from treepref.driver import Job, drive
 from treepref.loops import collect, learn
 from treepref.loops.evaluate import evaluate
+from treepref.loops.order import Order
 from treepref.loops.session import Session
 from treepref.preferences import is_right
 from treepref.progress import stage_progress
@@ -246,6 +248,15 @@ def _earlier(session: Session, problem: Problem, round: int) -> tuple[Tokens, ..
 def _trees(session: Session, problem: Problem, name: str, rounds: range) -> list[Tree]:
     found = [session.store.tree(f"round-{round}/{name}", problem.id) for round in rounds]
     return [tree for tree in found if tree is not None]
+
+
+def order(recipe: Recipe) -> Order:
+    """The stages of a round: those of the DPO step, where there is one, then those of the SFT step."""
+    config = recipe.self_training
+    if not config.pseudo_labels:
+        return (("eval",),)
+    tuning = (("search",), ("pairs",), ("dpo",)) if config.dpo else ()
+    return (*tuning, ("labels",), ("train",), ("eval",))
 
 
 STAGES: dict[str, Callable[[Session, int], None]] = {

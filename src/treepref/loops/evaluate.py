@@ -99,8 +99,9 @@ def _check(tree: Tree, decoder: Decoder, problem: Problem, session: Session) -> 
 
 def solutions(session: Session, version: int, decoder: str) -> list[Solution]:
     """Stored solutions of a decoder, by problem and sample."""
-    rows = session.store.outcomes(f"round-{version}/eval/{decoder}")
-    return [Solution.from_row(row) for _, _, row in rows]
+    stage = f"round-{version}/eval/{decoder}"
+    with session.store.sound(f"what {stage} found"):
+        return [Solution.from_row(row) for _, _, row in session.store.outcomes(stage)]
 
 
 def summarise(session: Session, version: int, names: list[str]) -> dict[str, object]:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from treepref.config import Recipe
 from treepref.errors import RecipeError, StoreError
+from treepref.landing import new_folder
 from treepref.recipe_io import dump_recipe, load_recipe, recipe_changes
-from treepref.run_folder import disk_errors, land_file, land_folder
+from treepref.run_folder import disk_errors
 from treepref.store import Store
 
 FREE = (
@@ -47,20 +48,14 @@ def fork(run: Path, out: Path, overrides: list[str]) -> None:
         for stage in ("round-0/eval", "round-1/search"):
             if not store.stage_done(stage):
                 raise StoreError(f"{run}: stage {stage} is not done yet, so there is nothing to fork from")
-    scratch = out.with_name(out.name + ".fork")
-    with disk_errors(out.parent):
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-        _copy_database(run / "run.db", scratch / "run.db")
+    with disk_errors(out.parent), new_folder(out) as part:
+        _copy_database(run / "run.db", part / "run.db")
         if (run / "round-0").is_dir():
-            shutil.copytree(run / "round-0", scratch / "round-0")
-    with Store(scratch) as store:
-        store.set_meta("recipe", new.recipe.model_dump(mode="json"))
-        store.set_meta("forked_from", run.resolve().name)
-        text = store.scratch("recipe") / "recipe.yaml"
-        text.write_text(dump_recipe(new.recipe), encoding="utf-8")
-        land_file(text, scratch / "recipe.yaml")
-    land_folder(scratch, out)
+            shutil.copytree(run / "round-0", part / "round-0")
+        (part / "recipe.yaml").write_text(dump_recipe(new.recipe), encoding="utf-8")
+        with Store(part) as store:
+            store.set_meta("recipe", new.recipe.model_dump(mode="json"))
+            store.set_meta("forked_from", run.resolve().name)
 
 
 def _check_copy(run: Path, out: Path, recipe: Recipe) -> None:
@@ -103,5 +98,6 @@ def _copy_database(source: Path, target: Path) -> None:
             new.execute("DELETE FROM costs WHERE NOT (stage LIKE 'round-0/%' OR stage = 'round-1/search')")
             new.execute("DELETE FROM meta WHERE key LIKE 'steps/round-%' AND key NOT LIKE 'steps/round-0/%'")
             new.execute("DELETE FROM meta WHERE key LIKE 'summary/%' AND key != 'summary/0'")
+            new.execute("DELETE FROM meta WHERE key LIKE 'policy/round-%' AND key != 'policy/round-0'")
             new.execute("DELETE FROM events WHERE stage LIKE 'round-%' AND stage NOT LIKE 'round-0/%'")
         new.execute("VACUUM")

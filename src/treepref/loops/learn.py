@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import random
-import shutil
 from collections.abc import Callable, Sequence
 from itertools import groupby
 
 from treepref.config import TrainConfig
 from treepref.errors import BudgetError, DataError
 from treepref.loops.session import Session
-from treepref.models.policy import Policy, save_policy
+from treepref.models.policy import Policy
 from treepref.models.text import encode_prompt, encode_solution
 from treepref.preferences import best_outcomes, correct_paths, value_targets
 from treepref.progress import stage_progress
+from treepref.training.checkpoints import remove_checkpoints
 from treepref.training.examples import Example, attach_reference, example_from_solution, example_from_tree
 from treepref.training.forward import model_scorer
 from treepref.training.learner import Learner, LearnerSettings
@@ -207,12 +207,13 @@ def _fit(
     policy.version = version
     if learner.trains_values:
         policy.values_trained = True
-    save_policy(policy, session.folder(version))
+    kept = session.keep(policy)
     with session.store.transaction():
+        session.policies.remember(version, kept)
         session.store.add_cost(stage, Cost(training_tokens=result.tokens, flops=result.flops, seconds=result.seconds))
         session.store.finish_stage(stage, {"steps": result.steps, "examples": len(examples)})
     session.publish(policy)
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    remove_checkpoints(checkpoints)
 
 
 def _training_cost(steps: Callable[[], Sequence[dict[str, float]]]) -> Callable[[], Cost]:

@@ -17,21 +17,23 @@ from __future__ import annotations
 
 import hashlib
 import random
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
+from treepref.config import Recipe
 from treepref.errors import BudgetError, DataError, TooFewPairs
 from treepref.loops import collect
 from treepref.loops.evaluate import evaluate
 from treepref.loops.learn import rows_per_pass, tree_example, warm_up
+from treepref.loops.order import Order
 from treepref.loops.reading import search_reading
 from treepref.loops.session import Session
 from treepref.models.lora import has_adapters
-from treepref.models.policy import Policy, adapter_off, merged_state_dict, save_policy
+from treepref.models.policy import Policy, adapter_off, merged_state_dict
 from treepref.preferences import PairStats
 from treepref.progress import Progress, stage_progress
+from treepref.training.checkpoints import remove_checkpoints
 from treepref.training.examples import Example, NodeLogprobs, Scorer, attach_reference
 from treepref.training.forward import model_scorer
 from treepref.training.learner import Learner, LearnerRun, LearnerSettings, Metrics
@@ -75,6 +77,11 @@ def iterate(session: Session, round: int) -> None:
     this.finish()
 
 
+def order(recipe: Recipe) -> Order:
+    """The stages of a round: search, pairs and training go by turns, so each of the three commands runs all of them."""
+    return (("search", "pairs", "train"), ("eval",))
+
+
 STAGES: dict[str, Callable[[Session, int], None]] = {
     "sft": lambda session, round: warm_up(session),
     "search": iterate,
@@ -82,7 +89,6 @@ STAGES: dict[str, Callable[[Session, int], None]] = {
     "train": iterate,
     "eval": evaluate,
 }
-"""Search, pairs and training go by turns, so each of the three commands runs all of them."""
 
 
 @dataclass(slots=True)
@@ -217,15 +223,16 @@ class _Round:
         self.policy.version = self.round
         if self.learner.trains_values:
             self.policy.values_trained = True
-        save_policy(self.policy, session.folder(self.round))
+        kept = session.keep(self.policy)
         with self.store.transaction():
+            session.policies.remember(self.round, kept)
             collect.finish_search(session, self.round)
             self.store.put_pairs(self.round, self.found.pairs)
             self.store.finish_stage(f"round-{self.round}/pairs", asdict(self.found.stats))
             self.store.add_cost(self.train_stage, _cost(self.run))
             self.store.finish_stage(self.train_stage, {"steps": result.steps, "examples": self.found.stats.paired})
         session.publish(self.policy)
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        remove_checkpoints(self.checkpoints)
 
     # -- reference log-probs
 

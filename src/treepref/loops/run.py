@@ -1,7 +1,7 @@
 """Runs a recipe by its method: begin or go on (`run`), go on (`resume`), or one stage alone (`run_stage`).
 
-Each method is a module of this package with its name. It holds a function of the same name, the algorithm, and
-`STAGES`, what each stage's command does in a round. Nothing here knows what a method does.
+Each method is a module of this package with its name. It holds a function of the same name, the algorithm; `STAGES`,
+what each stage's command does in a round; and `order`, what each stands on. Nothing here knows what a method does.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 
 from treepref.errors import TreeprefError
+from treepref.loops.order import Order, check_sequence, check_stage
 from treepref.loops.session import Session
 from treepref.loops.summary import report, unfinished_stages
 from treepref.recipe_io import LoadedRecipe
@@ -38,13 +39,18 @@ def run_stage(out: Path, stage: str, round: int | None) -> None:
         stages = _stages(session.recipe.method)
         if stage not in stages:
             raise TreeprefError(f"{session.recipe.method} has no stage {stage}; it has {', '.join(stages)}")
-        due = _next_round(session, stage) if round is None else round
+        if stage != "report":
+            round = _next_round(session, stage) if round is None else round
+            check_stage(session, _order(session), stage, round)
+            session.policies.check_all()
         with nullcontext() if stage == "report" else stops_noted(session):
-            stages[stage](session, due)
+            stages[stage](session, round or 0)
 
 
 def _run(session: Session) -> None:
     with session:
+        check_sequence(session, _order(session))
+        session.policies.check_all()
         try:
             with stops_noted(session):
                 _algorithm(session.recipe.method)(session)
@@ -85,18 +91,25 @@ def _algorithm(method: str) -> Callable[[Session], None]:
     return getattr(import_module(f"treepref.loops.{method}"), method)
 
 
+def _order(session: Session) -> Order:
+    method = session.recipe.method
+    return import_module(f"treepref.loops.{method}").order(session.recipe)
+
+
 def _stages(method: str) -> dict[str, Stage]:
     own: dict[str, Stage] = import_module(f"treepref.loops.{method}").STAGES
     return own | {"report": lambda session, round: _report(session)}
 
 
 def _next_round(session: Session, stage: str) -> int:
-    if stage in ("sft", "report"):
+    if stage == "sft":
         return 0
     first = 0 if stage == "eval" else 1
     for round in range(first, session.recipe.rounds + 1):
         if not session.store.stage_done(f"round-{round}/{stage}"):
             return round
+    if session.recipe.rounds < first:
+        raise TreeprefError(f"this run has no rounds, and so no stage {stage}: raise `rounds`")
     raise TreeprefError(
         f"stage {stage} is done in all {session.recipe.rounds} rounds; name one with --round, or raise `rounds`"
     )

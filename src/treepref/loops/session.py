@@ -5,7 +5,7 @@ Knows where things are kept and which of them are done; the stages (stages.py) k
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import islice
@@ -18,14 +18,17 @@ import torch
 from treepref.budget import Budget
 from treepref.config import Recipe
 from treepref.driver import DriveReport
-from treepref.errors import BudgetError, CheckerError, DataError, EngineError, StoreError
+from treepref.errors import BudgetError, CheckerError, DataError, EngineError, RecipeError, StoreError
+from treepref.fingerprint import Fingerprint, fingerprint
 from treepref.loops.unchecked import note_failure, take_back
-from treepref.models.policy import Policy, load_policy, load_tokenizer, merged_state_dict
+from treepref.models.policy import Policy, load_policy, load_tokenizer, merged_state_dict, save_policy
 from treepref.models.text import decode, encode_prompt
+from treepref.policies import Policies, begun
 from treepref.recipe_io import LoadedRecipe, check_resume, dump_recipe
 from treepref.run_folder import disk_errors, land_file
 from treepref.search.base import Judge
 from treepref.store import Store
+from treepref.stored_recipe import stored_recipe
 from treepref.tasks.checking import Checker, Verdict
 from treepref.tasks.loading import load_splits
 from treepref.tasks.task import Task, load_task
@@ -58,8 +61,8 @@ class Session:
         self.out = self.store.folder
         try:
             self.recipe = self._settle_recipe(loaded)
-            if self.recipe.engine.threads:
-                torch.set_num_threads(self.recipe.engine.threads)
+            self.policies = Policies(self.store, self.recipe)
+            _set_threads(self.recipe.engine.threads)
             self.task: Task = load_task(self.recipe.task)
             self._store_problems()
         except BaseException:
@@ -85,15 +88,15 @@ class Session:
 
     def _settle_recipe(self, loaded: LoadedRecipe | None) -> Recipe:
         """The run's recipe; a changed one is taken over where that is allowed, elsewhere refused with a diff."""
-        known = self.store.meta("recipe")
+        known = stored_recipe(self.store)
         if loaded is None:
             if known is None:
                 raise StoreError(f"{self.store.folder} holds no recipe: start it with `treepref run`")
-            return Recipe.model_validate_json(json.dumps(known))
-        if known is not None and self._begun():
-            for change in check_resume(Recipe.model_validate_json(json.dumps(known)), loaded.recipe):
+            return known
+        if known is not None and begun(self.store):  # until then it may change freely: its first try had a wrong path
+            for change in check_resume(known, loaded.recipe):
                 self.store.event("run", "info", f"resumed with {change}")
-        elif known is not None and known != loaded.recipe.model_dump(mode="json"):
+        elif known is not None and known != loaded.recipe:
             self.store.forget_problems()
         scratch = self.store.scratch("recipe") / "recipe.yaml"
         with disk_errors(self.store.folder):
@@ -101,11 +104,6 @@ class Session:
         land_file(scratch, self.store.folder / "recipe.yaml")
         self.store.set_meta("recipe", loaded.recipe.model_dump(mode="json"))
         return loaded.recipe
-
-    def _begun(self) -> bool:
-        """Whether anything was computed. Until then a recipe may change freely: its first try had a wrong path, say."""
-        done = any(stage.status == "done" for stage in self.store.stages())
-        return done or bool(self.store.costs()) or (self.store.folder / "checkpoints").exists()
 
     def _store_problems(self) -> None:
         """Read the problems once; the run keeps them, so later lives do not depend on the source."""
@@ -176,32 +174,28 @@ class Session:
 
     # -- policies
 
-    def folder(self, version: int) -> Path:
-        """Where policy `version` is kept once it exists.
-
-        Version k ≥ 0 is what round k ended with; −k is the DPO model of round k, which self-training samples its
-        pseudo-labels from.
-        """
-        return self.out / (f"round-{version}" if version >= 0 else f"round-{-version}-dpo")
-
     def policy(self, version: int, *, lora: bool = False) -> Policy:
-        """Policy `version`, freshly loaded. Version 0 is the recipe's model, or what the warm-up made of it."""
-        folder = self.folder(version)
-        if folder.is_dir():
-            return self._load(str(folder), version, lora)
-        if version:
-            raise StoreError(f"round {abs(version)} is not trained yet: {folder} does not exist")
-        return self.base(lora=lora)
-
-    def base(self, *, lora: bool = False) -> Policy:
-        """The recipe's model as it came, before any warm-up, freshly loaded."""
-        return self._load(self.recipe.model.path, 0, lora)
-
-    def _load(self, path: str, version: int, lora: bool) -> Policy:
-        model = self.recipe.model
-        policy = load_policy(path, dtype=model.dtype, device=model.device, lora=model.lora if lora else None)
+        """Policy `version` (see `policies`), freshly loaded. Raises StoreError where it is gone or not the same."""
+        policy = self._load(*self.policies.source(version), lora)
         policy.version = version
         return policy
+
+    def base(self, *, lora: bool = False) -> Policy:
+        """The recipe's model as it came, before any warm-up, freshly loaded. Raises StoreError as `policy` does."""
+        return self._load(*self.policies.base(), lora)
+
+    def _load(self, path: str, commit: str | None, lora: bool) -> Policy:
+        model = self.recipe.model
+        policy = load_policy(
+            path, dtype=model.dtype, device=model.device, lora=model.lora if lora else None, revision=commit
+        )
+        self.policies.remember_commit(policy.commit)
+        return policy
+
+    def keep(self, policy: Policy) -> Fingerprint:
+        """Save a trained policy in its folder. `policies.remember` its fingerprint with the stage's last row."""
+        with disk_errors(self.out):
+            return fingerprint(save_policy(policy, self.policies.folder(policy.version)))
 
     @property
     def engine(self) -> TorchEngine:
@@ -256,7 +250,8 @@ class Session:
         if self._engine is not None:
             return self._engine.policy.tokenizer
         if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(str(self.folder(0)) if self.folder(0).is_dir() else self.recipe.model.path)
+            path, commit = self.policies.source(0)
+            self._tokenizer = load_tokenizer(path, revision=commit)
         return self._tokenizer
 
     def forced(self, tokens: tuple[int, ...]) -> tuple[bool, ...] | None:
@@ -304,3 +299,13 @@ class Session:
             return self.budget.check(stored + running(), self._disk_bytes)
 
         return stop
+
+
+def _set_threads(threads: int | None) -> None:
+    """Raises RecipeError for more threads than any machine runs: asked for so many, the system ends the process."""
+    if threads is None:
+        return
+    most = max(1024, 8 * (os.cpu_count() or 1))
+    if threads > most:
+        raise RecipeError(f"engine.threads: {threads:,} is more than can be started here (at most {most:,})")
+    torch.set_num_threads(threads)

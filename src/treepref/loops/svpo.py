@@ -14,9 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from treepref.config import Recipe
 from treepref.loops.collect import make_pairs, search
 from treepref.loops.evaluate import evaluate
 from treepref.loops.learn import train, warm_up
+from treepref.loops.order import Order
 from treepref.loops.session import Session
 
 
@@ -29,6 +31,11 @@ def svpo(session: Session) -> None:
         make_pairs(session, round)
         train(session, round)
         evaluate(session, round)
+
+
+def order(recipe: Recipe) -> Order:
+    """The stages of a round."""
+    return (("search",), ("pairs",), ("train",), ("eval",))
 
 
 STAGES: dict[str, Callable[[Session, int], None]] = {

@@ -5,8 +5,8 @@ Knows file names and renames. Knows nothing of weights, tokenizers or training.
 
 from __future__ import annotations
 
+import json
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from treepref.errors import ModelError, StoreError
-from treepref.landing import move_folder
+from treepref.landing import MARK, clear, new_folder, recover, set_aside
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -22,6 +22,8 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+MADE = "treepref.json"
+"""In every folder that treepref saved: the files that it put there. A folder with any other is not replaced."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
 
 
@@ -51,14 +53,40 @@ def _gguf_hint(folder: Path) -> str:
     return f"; for its {found[0].name} run `treepref import-gguf {found[0]} OUT` first" if found else ""
 
 
-def recover(folder: Path) -> None:
-    """Put back the previous folder if a save was killed between its two renames (see `landing`)."""
-    previous = _previous(folder)
-    if previous.is_dir():
-        if folder.exists():
-            shutil.rmtree(previous, ignore_errors=True)
-        else:
-            previous.rename(folder)
+def needs_own_code(name: object) -> str:
+    """What is said of a model whose config or tokenizer names Python files of its own (`auto_map`)."""
+    return (
+        f"{name} comes with Python code of its own (auto_map in its config.json or tokenizer_config.json), which "
+        "treepref never runs: take a model of an architecture that transformers knows, or a copy converted to one"
+    )
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raises StoreError, nothing touched, where `folder` holds anything that treepref did not save there itself."""
+    if folder.exists() and not folder.is_dir():
+        raise StoreError(f"{folder} is a file: give the name of a folder that is not there yet")
+    known = _made(folder) | {MADE, MARK}
+    strange = next((name for name in _files(folder) if name not in known), None)
+    if strange is not None:
+        raise StoreError(
+            f"{folder} holds {strange}, which treepref did not put there, and would be replaced: move it away, or "
+            "give a folder that is not there yet"
+        )
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Everything below the folder that is no folder itself, one after the other."""
+    for root, folders, names in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(root, name))]
+        yield from (os.path.relpath(os.path.join(root, name), folder) for name in sorted(names + links))
+
+
+def _made(folder: Path) -> set[str]:
+    """The files that the folder's own note says were saved with it; none where it has no such note."""
+    try:
+        return set(json.loads((folder / MADE).read_text(encoding="utf-8"))["files"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return set()
 
 
 @contextmanager
@@ -67,29 +95,25 @@ def landing(folder: Path) -> Iterator[Path]:
 
     A kill at any moment leaves the old folder or the new one: a folder that is not empty cannot be replaced in a single
     rename, so the old one is first renamed aside, and `recover` puts it back if nothing came to take its place. One
-    writer for each folder at a time. Raises StoreError, the old folder untouched, where it cannot be written.
+    writer for each folder at a time. Raises StoreError, the old folder untouched, where it cannot be written or holds
+    what treepref did not save there.
     """
-    partial = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder = folder.resolve()  # of a link, what it points to is replaced
         recover(folder)
-        for leftover in folder.parent.glob(f"{folder.name}.tmp-*"):
-            shutil.rmtree(leftover)
-        partial.mkdir()
-        yield partial
-        mode = partial.stat().st_mode & 0o666  # what the umask allows; safetensors writes for the owner alone
-        for path in partial.rglob("*"):
-            if path.is_file():
+        refuse_foreign(folder)
+        for previous in set_aside(folder):
+            clear(previous)
+        with new_folder(folder, replace=True) as partial:
+            yield partial
+            mode = partial.stat().st_mode & 0o666  # what the umask allows; safetensors writes for the owner alone
+            files = sorted(p for p in partial.rglob("*") if p.is_file() and p.name != MARK)
+            note = {"made_by": "treepref", "files": [p.relative_to(partial).as_posix() for p in files]}
+            (partial / MADE).write_text(json.dumps(note, indent=1), encoding="utf-8")
+            for path in files:
                 path.chmod(mode)
-        move_folder(partial, folder, aside=_previous(folder))
     except (OSError, SafetensorError) as error:
         raise StoreError(
             f"could not write the model folder {folder}: {error}. Nothing of it was changed; make room or give another "
             "place, and run again"
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _previous(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.old")

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from treepref.errors import ModelError
-from treepref.models.folder import landing
+from treepref.models.folder import landing, needs_own_code, refuse_foreign
 from treepref.models.quiet import quiet
 
 _DIGIT_SPLITTERS = frozenset({"smollm", "starcoder", "refact", "command-r"})
@@ -29,17 +29,22 @@ def import_gguf(file: str | Path, out: str | Path, *, dtype: str = "float32") ->
     Weights become `dtype` ("float32", "bfloat16" or "float16"); the quantisation config is dropped, so the folder loads
     as any other model. A forward pass must be finite before the folder lands. Raises ModelError: not a GGUF file, the
     `gguf` package is missing, an architecture that transformers cannot import, non-finite logits; StoreError: `out`
-    cannot be written.
+    cannot be written, or holds what treepref did not put there.
     """
     file, out = Path(file).expanduser().absolute(), Path(out).expanduser().absolute()
     _check_gguf(file)
+    refuse_foreign(out)
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ModelError(f"dtype {dtype!r}: import-gguf writes float32, bfloat16 or float16")
     try:
         with quiet():
-            model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=getattr(torch, dtype))
-            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+            model = AutoModelForCausalLM.from_pretrained(
+                file.parent, gguf_file=file.name, dtype=getattr(torch, dtype), trust_remote_code=False
+            )
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
     except Exception as error:  # readers of damaged files fail in every way there is
+        if "trust_remote_code" in str(error):
+            raise ModelError(needs_own_code(file.parent)) from error
         raise ModelError(
             f"transformers cannot import {file}: {error}. The file is damaged, or its architecture or quantisation is "
             "not supported: take the model's Hugging Face folder instead, or another quantisation of it"

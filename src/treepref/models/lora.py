@@ -22,12 +22,14 @@ from treepref.errors import ModelError
 def add_adapters(model: PreTrainedModel, config: LoraConfig, *, seed: int) -> None:
     """Put adapters into `model`: they alone train, start as no change (B = 0), and A is drawn from `seed`.
 
-    Adapter weights are float32 at least. Raises ModelError: peft is missing, or `targets` names no linear layer.
+    Adapter weights are float32 at least. Raises ModelError: peft is missing, `targets` names no linear
+    layer, or a rank above the model's width.
     """
     if importlib.util.find_spec("peft") is None:
         raise ModelError("model.lora needs the package `peft`: pip install 'treepref[lora]', or remove model.lora")
     import peft
 
+    _check_rank(model, config)
     _check_targets(model, config)
     settings = peft.LoraConfig(
         r=config.rank, lora_alpha=config.alpha, target_modules=config.targets, lora_dropout=0.0, bias="none"
@@ -36,7 +38,7 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig, *, seed: int) -> No
         torch.manual_seed(seed)
         try:
             peft.inject_adapter_in_model(settings, model)
-        except ValueError as error:
+        except (ValueError, RuntimeError, MemoryError) as error:
             raise ModelError(f"model.lora cannot be put into {type(model).__name__}: {error}") from error
     for name, parameter in model.named_parameters():
         if "lora_" in name:
@@ -102,6 +104,17 @@ def _merged(layer: Any) -> Tensor:
     weight = layer.get_base_layer().weight.detach()
     delta = sum(layer.get_delta_weight(adapter).detach() for adapter in layer.active_adapters)
     return (weight.to(delta.dtype) + delta).to(weight.dtype)
+
+
+def _check_rank(model: PreTrainedModel, config: LoraConfig) -> None:
+    """A rank above the widest layer's says nothing that the layer cannot say itself, and soon outgrows all memory."""
+    ends = {id(m.weight) for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m is not None}
+    widest = max(max(p.shape) for p in model.parameters() if p.ndim == 2 and id(p) not in ends)
+    if config.rank > widest:
+        raise ModelError(
+            f"model.lora.rank: {config.rank:,} is more than the model's widest layer has ({widest:,}): usual are 8 to "
+            "64; to train all weights, remove model.lora"
+        )
 
 
 def _check_targets(model: PreTrainedModel, config: LoraConfig) -> None:

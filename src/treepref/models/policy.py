@@ -16,11 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from treepref.config import LoraConfig
 from treepref.errors import ModelError
+from treepref.landing import recover
 from treepref.models import lora as adapters
-from treepref.models.folder import check_model_folder, landing, recover
+from treepref.models.folder import check_model_folder, landing, needs_own_code
 from treepref.models.quiet import quiet
 from treepref.models.tiny import TINY_WORDS, build_tiny_model, build_tiny_tokenizer
 from treepref.models.value_head import ValueHead, load_value_head, save_value_head
@@ -45,6 +47,8 @@ class Policy:
     """False: the value head is fresh, and its values mean nothing."""
     version: int = 0
     name: str = ""
+    commit: str | None = None
+    """The hub's commit that the model is of; None for one of a folder."""
 
     @property
     def device(self) -> torch.device:
@@ -144,13 +148,15 @@ def load_policy(
     lora: LoraConfig | None = None,
     value_head: bool = True,
     seed: int = 0,
+    revision: str | None = None,
 ) -> Policy:
     """Load a causal LM from a Hugging Face hub id, a folder, `builtin:tiny-base` or `builtin:tiny-untrained`.
 
     Every dropout is set to 0, so that packed and separate passes agree. The value head comes from the folder, or is
-    fresh with `values_trained` False. `lora` adds adapters, drawn from `seed`. Raises ModelError, naming the
-    folder and the file, for what is missing or cannot be used: no config, weights or tokenizer; not a causal LM;
-    quantised weights; logits that are more than the LM head of the hidden states.
+    fresh with `values_trained` False. `lora` adds adapters, drawn from `seed`. `revision`: the commit of a hub model.
+    Code that comes with a model is never run. Raises ModelError, naming the folder and the file, for what is missing or
+    cannot be used: no config, weights or tokenizer; not a causal LM; a model that needs its own code; quantised
+    weights; logits that are more than the LM head of the hidden states.
     """
     name = str(path)
     if dtype not in DTYPES:
@@ -163,17 +169,19 @@ def load_policy(
             policy.value_head = None
         return policy
     source, folder = _resolve(path)
-    config = _config(name, source)
+    config = _config(name, source, revision)
+    commit = None if folder else _commit(name, revision)
     _no_dropout(config)
     with quiet():
-        tokenizer = load_tokenizer(source)
+        tokenizer = load_tokenizer(source, revision=commit)
         model, info = _reading(
             name,
             "weights",
             lambda: AutoModelForCausalLM.from_pretrained(
-                source, config=config, dtype=DTYPES[dtype], output_loading_info=True
+                source, config=config, dtype=DTYPES[dtype], output_loading_info=True, trust_remote_code=False,
+                **_at(commit),
             ),
-        )
+        )  # fmt: skip
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise ModelError(
@@ -185,7 +193,7 @@ def load_policy(
             module.p = 0.0
     if lora is not None:
         adapters.add_adapters(model, lora, seed=seed)
-    policy = Policy(model, tokenizer, None, name=name)
+    policy = Policy(model, tokenizer, None, name=name, commit=commit)
     _check_vocabulary(policy)
     _check_forward(policy)
     _ = policy.eos_ids
@@ -195,13 +203,26 @@ def load_policy(
     return policy
 
 
-def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: str | Path, *, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, without its weights. Raises ModelError as `load_policy` does."""
     if str(path) == UNTRAINED:
         return build_tiny_tokenizer(-99, 199, TINY_WORDS)
     source, _ = _resolve(path, tokenizer_only=True)
     with quiet():
-        return _reading(str(path), "tokenizer", lambda: AutoTokenizer.from_pretrained(source))
+        return _reading(
+            str(path),
+            "tokenizer",
+            lambda: AutoTokenizer.from_pretrained(source, trust_remote_code=False, **_at(revision)),
+        )
+
+
+def local_folder(path: str) -> Path | None:
+    """The folder that a `model.path` is loaded from; None for a hub id, and for a model that is made in memory."""
+    if path == UNTRAINED:
+        return None
+    folder = BUILTIN.get(path) or Path(path).expanduser().absolute()
+    recover(folder)
+    return folder if folder.is_dir() else None
 
 
 def _untrained(dtype: torch.dtype, device: torch.device, seed: int) -> Policy:
@@ -232,11 +253,23 @@ def _resolve(path: str | Path, *, tokenizer_only: bool = False) -> tuple[str, Pa
     return str(folder), folder
 
 
+def _commit(name: str, revision: str | None) -> str | None:
+    """The commit of the hub model that was just read, as its place in the cache has it."""
+    return extract_commit_hash(cached_file(name, "config.json", **_at(revision)), None)
+
+
+def _at(commit: str | None) -> dict[str, str]:
+    """The argument that pins a hub model's commit."""
+    return {} if commit is None else {"revision": commit}
+
+
 def _reading(name: str, what: str, read: Callable[[], Any]) -> Any:
     """`read()`, its failures told for people."""
     try:
         return read()
     except Exception as error:  # readers of damaged files fail in every way there is
+        if "trust_remote_code" in str(error):
+            raise ModelError(needs_own_code(name)) from error
         first = str(error).strip().split("\n")[0]
         hub = "" if Path(name).exists() else f"there is no folder {name}, and as a hub id "
         raise ModelError(
@@ -245,8 +278,10 @@ def _reading(name: str, what: str, read: Callable[[], Any]) -> Any:
         ) from error
 
 
-def _config(name: str, source: str) -> Any:
-    config = _reading(name, "config", lambda: AutoConfig.from_pretrained(source))
+def _config(name: str, source: str, revision: str | None) -> Any:
+    config = _reading(
+        name, "config", lambda: AutoConfig.from_pretrained(source, trust_remote_code=False, **_at(revision))
+    )
     if config.is_encoder_decoder:
         raise ModelError(f"{name} is an encoder-decoder model ({config.model_type}); only causal LMs can be used")
     if type(config) not in AutoModelForCausalLM._model_mapping:
@@ -326,10 +361,12 @@ def save_policy(policy: Policy, folder: str | Path) -> Path:
     """Write an ordinary Hugging Face folder (safetensors, tokenizer) and `value_head.safetensors`; return its path.
 
     LoRA adapters are merged into what is written, not into the policy. The folder lands whole or not at all, and
-    replaces one that is there. Raises StoreError where it cannot be written.
+    replaces one that treepref saved there. Raises StoreError where it cannot be written or something else is there, and
+    ModelError where weights are not finite.
     """
     folder = Path(folder).expanduser().absolute()
     model = policy.model
+    _check_finite(policy)
     plain = merged_model(policy) if adapters.has_adapters(model) else model
     with landing(folder) as partial, quiet():
         plain.save_pretrained(partial)
@@ -337,6 +374,16 @@ def save_policy(policy: Policy, folder: str | Path) -> Path:
         if policy.value_head is not None:
             save_value_head(policy.value_head, partial, trained=policy.values_trained)
     return folder
+
+
+def _check_finite(policy: Policy) -> None:
+    head = {} if policy.value_head is None else {"value_head.weight": policy.value_head.weight}
+    for name, weight in (policy.model.state_dict() | head).items():
+        if not torch.isfinite(weight).all():
+            raise ModelError(
+                f"the weights of {policy.name or 'the model'} are not finite ({name}), so they were not saved: a lower "
+                "learning rate or a wider model.dtype keeps them so"
+            )
 
 
 def merged_state_dict(policy: Policy) -> dict[str, Tensor]:

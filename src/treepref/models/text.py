@@ -20,7 +20,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str, chat: bool) -> 
 
     Without `chat`: the text behind the BOS that the tokenizer puts in front, if it puts one (never an EOS behind it).
     With `chat`: the text as the user's message in the chat template, which writes its own BOS, up to where the
-    assistant's turn begins. Raises ModelError: `chat` without a chat template.
+    assistant's turn begins. Raises ModelError: `chat` without a chat template, or with one that fails.
     """
     if chat:
         return _encode_chat(tokenizer, text)
@@ -133,9 +133,7 @@ def _encode_chat(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ..
     marks = dict(zip(_unused_characters(text, len(hostile)), hostile, strict=True))
     for mark, string in marks.items():
         text = text.replace(string, mark)
-    rendered = tokenizer.apply_chat_template(
-        [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
-    )
+    rendered = _render(tokenizer, text)
     if not marks:
         return tuple(tokenizer(rendered, add_special_tokens=False)["input_ids"])
     ids: list[int] = []
@@ -145,6 +143,20 @@ def _encode_chat(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ..
         else:
             ids += tokenizer(piece, add_special_tokens=False, split_special_tokens=False)["input_ids"]
     return tuple(ids)
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """The user's message in the chat template. Raises ModelError where the template cannot take it."""
+    try:
+        return tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
+        )
+    except Exception as error:  # a template is a program: it fails in every way there is
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"the tokenizer's chat template cannot write a user's message ({said}): mend chat_template in its "
+            "tokenizer_config.json or chat_template.jinja, or set task.chat: false"
+        ) from error
 
 
 def _unused_characters(text: str, count: int) -> list[str]:

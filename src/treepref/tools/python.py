@@ -23,6 +23,9 @@ MAX_OUTPUT_CHARS = 500
 MAX_OUTPUT_TOKENS = 256
 """Of everything that is forced, fences included."""
 _FENCE = b"```"
+_FENCES = re.compile(r"`[^\x00-\x7f]*`[^\x00-\x7f]*`")
+_BACKTICKS = {0x1FEF: "'", 0xFF40: "'"}
+"""Characters that are a backtick in one of Unicode's normal forms."""
 _FENCE_LINE_BYTES = 32
 """A longer line is no fence: nothing else of a line outside a block is kept."""
 
@@ -173,12 +176,18 @@ class PythonState:
 
 
 def tidy(observation: str) -> str:
-    """Printable text of at most MAX_OUTPUT_CHARS characters, without fences and outer blank lines."""
-    text = observation.replace("\r\n", "\n").replace("```", "'''").expandtabs(4)
-    text = re.sub(r"[^\S\n]+$", "", "".join(c for c in text if c == "\n" or c.isprintable()), flags=re.MULTILINE)
-    text = text.strip("\n")
+    """Printable text of at most MAX_OUTPUT_CHARS characters, without fences and outer blank lines.
+
+    What can join the characters of a fence goes before fences are looked for: what is shown holds none, and nothing
+    that a tokenizer turns into one, be it by Unicode's normal forms or by leaving out what it does not know.
+    """
+    text = observation.replace("\r\n", "\n").expandtabs(4)
+    text = "".join(c for c in text.translate(_BACKTICKS) if c == "\n" or c.isprintable())
+    text = re.sub(r"[^\S\n]+$", "", text, flags=re.MULTILINE).strip("\n")
     if len(text) > MAX_OUTPUT_CHARS:
         text = f"{text[: MAX_OUTPUT_CHARS - 3].rstrip()}..."
+    while _FENCES.search(text):
+        text = _FENCES.sub(lambda fence: fence.group().replace("`", "'"), text)
     return text or "(no output)"
 
 

@@ -5,8 +5,11 @@ Knows files and tensors, but no model, no data and no step.
 
 from __future__ import annotations
 
+import contextlib
+import re
 import shutil
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from treepref.errors import StoreError
-from treepref.landing import move_folder
+from treepref.errors import ModelError, StoreError
+from treepref.landing import MARK, clear, fresh_folder, move_folder
 
 KEPT = 2
-_PREFIX, _PART, _OLD = "step-", ".part", ".old"
+_PREFIX, _PART, _STATE = "step-", ".part", "state.pt"
+_NAME = re.compile(rf"{_PREFIX}\d{{8,}}")
+_PARTS = ("identity", "progress", "weights", "optimizer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +46,12 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     seed and the step.
 
     Raises:
-        StoreError: the disk is full (the checkpoints before it are untouched).
+        StoreError: the disk is full, or something else has the checkpoint's name (those before it are untouched).
+        ModelError: weights that are not finite.
     """
+    _check_finite(checkpoint)
     final = folder / f"{_PREFIX}{checkpoint.progress['steps']:08d}"
-    part = final.with_name(final.name + _PART)
+    part = None
     state = {
         "identity": dict(checkpoint.identity),
         "progress": dict(checkpoint.progress),
@@ -53,20 +60,42 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         "random": torch.get_rng_state(),
     }
     try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        torch.save(state, part / "state.pt")
+        part = fresh_folder(folder, final.name + _PART)
+        torch.save(state, part / _STATE)
+        if final.exists() and not _is_ours(final):
+            raise OSError(f"{final} is there already and is no checkpoint")
         # In place of one of the same step, where a resumed run comes to it again: the bits are the same.
-        move_folder(part, final, aside=final.with_name(final.name + _OLD))
+        move_folder(part, final, replace=True)
     except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
-        shutil.rmtree(part, ignore_errors=True)
+        if part is not None:
+            clear(part)
         raise StoreError(
             f"cannot save a checkpoint in {folder}: {error}. Earlier ones are untouched; "
             "make room or mend the folder and run again"
         ) from error
     for old in _saved(folder)[:-KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+        if _is_ours(old):
+            shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove the checkpoints of a training run that is done, what killed attempts left of others, and nothing else."""
+    for path in list(folder.iterdir()) if folder.is_dir() else []:
+        clear(path)
+        if _is_ours(path):
+            shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):  # something else is in it
+        folder.rmdir()
+
+
+def _check_finite(checkpoint: Checkpoint) -> None:
+    for name, weight in checkpoint.weights.items():
+        if not torch.isfinite(weight).all():
+            raise ModelError(
+                f"training step {checkpoint.progress['steps']} made weights that are not finite ({name}), so nothing "
+                "was saved of it: start anew, in another folder, with a lower learning rate"
+            )
 
 
 def latest_checkpoint(folder: Path, identity: Mapping[str, Any], device: torch.device | str) -> Checkpoint | None:
@@ -80,25 +109,59 @@ def latest_checkpoint(folder: Path, identity: Mapping[str, Any], device: torch.d
     saved = _saved(folder)
     if not saved:
         return None
-    path = saved[-1] / "state.pt"
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise StoreError(f"{path} cannot be read: {error}. Remove its folder to go on from the one before") from error
-    wanted = dict(identity)
-    changed = [key for key in sorted(wanted | state["identity"]) if wanted.get(key) != state["identity"].get(key)]
+    state = _read(saved[-1])
+    wanted, found = dict(identity), state["identity"]
+    changed = [key for key in sorted(wanted | found) if wanted.get(key) != found.get(key)]
     if changed:
-        told = "; ".join(f"{key}: {state['identity'].get(key)} → {wanted.get(key)}" for key in changed)
+        told = "; ".join(f"{key}: {found.get(key)} → {wanted.get(key)}" for key in changed)
         raise StoreError(
             f"{saved[-1]} was made by a run with other settings or data ({told}). "
             "Restore them, or remove the folder to train anew"
         )
-    torch.set_rng_state(state["random"])
+    with told_if_damaged(saved[-1]):
+        torch.set_rng_state(state["random"])
     weights = {name: tensor.to(device) for name, tensor in state["weights"].items()}
-    return Checkpoint(state["identity"], state["progress"], weights, state["optimizer"])
+    return Checkpoint(found, state["progress"], weights, state["optimizer"])
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    with told_if_damaged(folder):
+        state = torch.load(folder / _STATE, map_location="cpu", weights_only=True)
+        for part in _PARTS:
+            if not isinstance(state[part], Mapping):
+                raise ValueError(f"its {part} is a {type(state[part]).__name__}")
+        if not all(isinstance(weight, Tensor) for weight in state["weights"].values()):
+            raise ValueError("not all of its weights are tensors")
+        return state
+
+
+@contextlib.contextmanager
+def told_if_damaged(folder: Path) -> Iterator[None]:
+    """Whatever goes wrong with what was read from a checkpoint, as a StoreError that says what to do."""
+    try:
+        yield
+    except Exception as error:
+        said = f"it has no {error}" if isinstance(error, KeyError) else str(error).strip().partition("\n")[0]
+        raise StoreError(
+            f"{folder} holds no sound checkpoint ({said}): remove it to go on from the one before"
+        ) from error
 
 
 def _saved(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.iterdir() if p.name.startswith(_PREFIX) and p.name[len(_PREFIX) :].isdigit())
+    found = (p for p in folder.iterdir() if _NAME.fullmatch(p.name) and (p / _STATE).is_file())
+    return sorted(found, key=lambda p: int(p.name.removeprefix(_PREFIX)))
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a folder holds a checkpoint that we saved, and nothing else."""
+    try:
+        if path.is_symlink() or {p.name for p in path.iterdir()} - {MARK} != {_STATE}:
+            return False
+        with zipfile.ZipFile(path / _STATE) as archive:
+            pickled = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+            found = archive.read(pickled)
+    except (OSError, EOFError, StopIteration, zipfile.BadZipFile):
+        return False
+    return all(part.encode() in found for part in _PARTS)

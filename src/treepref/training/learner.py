@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 from accelerate import Accelerator
@@ -24,7 +24,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from treepref.config import TrainConfig, WarmupConfig
-from treepref.errors import DataError, ModelError, StoreError
+from treepref.errors import DataError, ModelError, RecipeError, StoreError
 from treepref.objectives import (
     OBJECTIVES,
     PREFERENCE_OBJECTIVES,
@@ -35,7 +35,7 @@ from treepref.objectives import (
     total,
     untrained_preference_loss,
 )
-from treepref.training.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
+from treepref.training.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint, told_if_damaged
 from treepref.training.choosing import settle_attention
 from treepref.training.examples import Example, fingerprint
 from treepref.training.forward import PackedModel, loss_batch, place, scatter_index
@@ -76,6 +76,13 @@ class LearnerSettings:
     """Recompute each layer's activations in the backward pass (gradient checkpointing): less memory, a third slower."""
     attention: Literal["auto", "mask", "blocks", "flex"] = "auto"
     """How packed rows are attended to; auto takes what is fastest here (`choosing.py`)."""
+
+    def __post_init__(self) -> None:
+        """Raises RecipeError for a name that stands for nothing."""
+        for name in ("objective", "schedule", "attention"):
+            known = get_args(get_type_hints(LearnerSettings)[name])
+            if getattr(self, name) not in known:
+                raise RecipeError(f"{name} {getattr(self, name)!r}: choose one of {', '.join(known)}")
 
     @classmethod
     def from_train(cls, config: TrainConfig, **changes: Any) -> LearnerSettings:
@@ -558,17 +565,17 @@ class LearnerRun:
         found = latest_checkpoint(folder, self._identity, self.learner.device)
         if found is None:
             return
-        total = found.progress["total_steps"]
+        total = found.progress.get("total_steps")
         if total != self.result.total_steps:
             raise StoreError(
                 f"the checkpoints in {folder} are of a run of {total} steps, not {self.result.total_steps}: the "
                 "learning rate's schedule would break. Restore what made them so many, or remove the folder"
             )
-        with torch.no_grad():
+        with torch.no_grad(), told_if_damaged(folder):
             for name, parameter in self.learner.parameters.items():
                 parameter.copy_(found.weights[name])
-        self._optimizer.load_state_dict(found.optimizer)
-        self.result = TrainResult(**found.progress | {"stopped": False})
+            self._optimizer.load_state_dict(found.optimizer)
+            self.result = TrainResult(**found.progress | {"stopped": False})
         self._saved = self.steps
 
 

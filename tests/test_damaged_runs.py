@@ -1,0 +1,190 @@
+"""Damaged data in a run, settings no machine can take, templates that fail: a sentence for people, no traceback."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from small_runs import METHODS, copy_model, run_command, treepref_command
+from treepref.errors import ModelError, RecipeError, StoreError
+from treepref.models.policy import load_policy, load_tokenizer
+from treepref.models.text import encode_prompt
+from treepref.store import JournalEntry, Store
+from treepref.training.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
+from treepref.training.learner import LearnerSettings
+from treepref.types import Completion, Cost
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("finished")
+    copy_model(place / "model")
+    assert run_command("svpo", cwd=place).returncode == 0
+    return place
+
+
+@pytest.fixture
+def place(finished: Path, tmp_path: Path) -> Path:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+BROKEN = {
+    "meta": "UPDATE meta SET value = '{broken' WHERE key = 'recipe'",
+    "recipe of another kind": "UPDATE meta SET value = '[1]' WHERE key = 'recipe'",
+    "recipe with a strange key": 'UPDATE meta SET value = \'{"name": "x", "colour": 1}\' WHERE key = \'recipe\'',
+    "schema": "UPDATE meta SET value = 'x' WHERE key = 'schema'",
+    "problems": "UPDATE problems SET row = '[1, 2'",
+    "problems of another shape": "UPDATE problems SET row = '[1]'",
+    "stages": "UPDATE stages SET info = 'x'",
+    "costs": "UPDATE costs SET row = '{\"euros\": 1}'",
+    "pairs": "UPDATE pairs SET row = '{}'",
+    "trees": "UPDATE trees SET blob = x'00'",
+    "outcomes": "UPDATE outcomes SET row = 'x'",
+    "outcomes of another shape": "UPDATE outcomes SET row = '{\"colour\": 1}'",
+    "fingerprints": "UPDATE meta SET value = '[]' WHERE key LIKE 'policy/%'",
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_damaged_row_is_told(place: Path, case: str) -> None:
+    with Store(place / "run") as store, store.transaction():
+        assert store._db.execute(BROKEN[case]).rowcount > 0
+        store._db.execute(
+            "UPDATE stages SET status = 'running' WHERE name LIKE 'round-1/%' AND name != 'round-1/search'"
+        )
+    said = []
+    recipe, *overrides = METHODS["svpo"]
+    for command in (
+        ["export", "run"], ["compare", "run"], ["report", "run"], ["digest", "run"], ["fork", "run", "other", "-q"],
+        ["run", recipe, *overrides, "--out", "run", "-q"], ["train", "run", "-q"], ["eval", "run", "-q"],
+    ):  # fmt: skip
+        done = treepref_command(*command, cwd=place)  # an error of another kind than ours would be raised here
+        said.append(done.stderr)
+    assert any("run.db" in text and "another --out" in text for text in said), said
+
+
+def test_a_damaged_expansion_is_told(tmp_path: Path) -> None:
+    with Store(tmp_path / "run") as store:
+        journal = store.journal("round-1/search", 0)
+        journal.record([JournalEntry("t", "", "asked", (Completion((1,), (-1.0,), "eos"),), (None,), None)], Cost())
+        for blob in (b"", b"TPB1", bytes(40)):
+            with store.transaction():
+                store._db.execute("UPDATE journal SET blob = ?", (blob,))
+            with pytest.raises(StoreError, match=r"the expansion .* of the tree t of round-1/search is damaged"):
+                journal.load("t")
+
+
+# -- checkpoints
+
+
+@pytest.mark.parametrize("lost", ["identity", "progress", "weights", "optimizer", "random", "all", "file"])
+def test_a_damaged_checkpoint_is_told(tmp_path: Path, lost: str) -> None:
+    good = Checkpoint({"a": 1}, {"steps": 2, "total_steps": 9}, {"w": torch.zeros(2)}, {"state": {}})
+    file = save_checkpoint(tmp_path, good) / "state.pt"
+    state = torch.load(file, weights_only=True)
+    if lost == "file":
+        file.write_bytes(file.read_bytes()[:100])
+    else:
+        torch.save([] if lost == "all" else {k: v for k, v in state.items() if k != lost}, file)
+    with pytest.raises(StoreError, match=r"no sound checkpoint .*remove it") as caught:
+        latest_checkpoint(tmp_path, {"a": 1}, "cpu")
+    assert "\n" not in str(caught.value)
+
+
+# -- settings
+
+
+@pytest.mark.parametrize(
+    "override", ["engine.threads=3000000000", "engine.threads=1000000", "model.lora={rank: 100000000000}"]
+)
+def test_settings_beyond_any_machine_are_told(tmp_path: Path, override: str) -> None:
+    copy_model(tmp_path / "model")
+    done = run_command("svpo", override, cwd=tmp_path)
+    assert done.returncode == 2 and override.partition("=")[0] in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("path", ["/", ".", "..", "//"])
+@pytest.mark.parametrize("command", ["run", "estimate"])
+def test_folders_without_a_name_are_no_models(tmp_path: Path, path: str, command: str) -> None:
+    more = ["-q", "--out", "run"] if command == "run" else []
+    done = treepref_command(command, *METHODS["svpo"], f"model.path={path}", *more, cwd=tmp_path)
+    assert done.returncode == 2 and path in done.stderr, done.stderr
+
+
+def test_the_root_is_no_place_to_write_to(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF" + bytes(100))
+    assert run_command("svpo", cwd=tmp_path, out="/").returncode == 2
+    assert treepref_command("import-gguf", "m.gguf", "/", cwd=tmp_path).returncode == 2
+
+
+@pytest.mark.parametrize("name", ["objective", "schedule", "attention"])
+def test_names_that_stand_for_nothing_are_told(name: str) -> None:
+    with pytest.raises(RecipeError, match=f"{name} 'mine': choose one of"):
+        LearnerSettings(**{name: "mine"})
+
+
+# -- chat templates
+
+TEMPLATES = {
+    "raises": "{{ raise_exception('system message first') }}",
+    "does not parse": "{% for m in messages %}{{ m.content }",
+    "knows no such filter": "{{ messages | frobnicate }}",
+    "wants what is not there": "{{ messages[7].content.strip() }}",
+    "is unsafe": "{{ ().__class__.__base__.__subclasses__() }}",
+}
+
+
+@pytest.mark.parametrize("case", TEMPLATES)
+def test_a_chat_template_that_fails_is_told(case: str) -> None:
+    tokenizer = load_tokenizer("builtin:tiny-base")
+    tokenizer.chat_template = TEMPLATES[case]
+    with pytest.raises(ModelError, match=r"chat template cannot write a user's message \(.+\): mend"):
+        encode_prompt(tokenizer, "1 + 1", chat=True)
+
+
+def test_a_chat_template_that_fails_ends_a_run_with_a_sentence(tmp_path: Path) -> None:
+    folder = copy_model(tmp_path / "model")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": TEMPLATES["raises"]}))
+    done = run_command("svpo", "task.chat=true", cwd=tmp_path)
+    assert done.returncode == 2 and "system message first" in done.stderr
+
+
+# -- a model of the hub
+
+
+def test_a_hub_model_is_pinned_to_the_commit_that_the_run_began_with(tmp_path: Path, monkeypatch) -> None:
+    """The cache as the hub's client leaves it: `refs/main` moves on between two lives, the run does not."""
+    repository = tmp_path / "hub" / "models--someone--tiny"
+    commits = ["a" * 40, "b" * 40]
+    for commit in commits:
+        copy_model(repository / "snapshots" / commit)
+    config = json.loads((repository / "snapshots" / commits[1] / "config.json").read_text())
+    (repository / "snapshots" / commits[1] / "config.json").write_text(json.dumps(config | {"architectures": ["New"]}))
+    (repository / "refs").mkdir()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"), raising=False)
+    (repository / "refs" / "main").write_text(commits[0])
+    try:
+        load_policy("someone/tiny", device="cpu")
+    except ModelError as error:
+        pytest.skip(f"this version of the hub's client has its cache elsewhere: {error}")
+    done = run_command("svpo", "model.path=someone/tiny", "rounds=0", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (repository / "refs" / "main").write_text(commits[1])
+    assert load_policy("someone/tiny", device="cpu").commit == commits[1]
+    with Store(tmp_path / "run", read_only=True) as store:
+        assert store.meta("policy/base") == {"commit": commits[0]}
+    seen = []
+    real = load_policy
+    monkeypatch.setattr(
+        "treepref.loops.session.load_policy", lambda *a, **k: seen.append(real(*a, **k).commit) or real(*a, **k)
+    )
+    done = run_command("svpo", "model.path=someone/tiny", "rounds=1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert set(seen) == {commits[0]}
