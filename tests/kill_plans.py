@@ -161,6 +161,6 @@ def _curve(store: Store, stage: str) -> list[dict[str, float]]:
 
 
 def _files(run: Path) -> set[str]:
-    """All but the database, which may have a log beside it, and training states."""
+    """All but the database, which may have a log beside it."""
     names = {str(file.relative_to(run)) for file in run.rglob("*")}
-    return {name for name in names if not name.startswith(("run.db", "checkpoints/"))}
+    return {name for name in names if not name.startswith("run.db")}

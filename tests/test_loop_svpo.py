@@ -18,6 +18,7 @@ from treepref.loops.run import run as run_recipe
 from treepref.models.policy import BUILTIN
 from treepref.recipe_io import load_recipe
 from treepref.store import Store
+from treepref.training.checkpoints import Checkpoint, save_checkpoint
 
 SMALL = [
     "seed=3", "rounds=1", "engine.threads=1", "engine.max_rows=64", "task.splits.train=24", "task.splits.eval=20",
@@ -83,12 +84,11 @@ def test_running_again_does_nothing_again(finished: Path) -> None:
     assert json.loads((finished / "results.json").read_text())["cost"] == spent
 
 
-@pytest.mark.xfail(strict=True, reason="only the life that ends a stage removes its training state")
 def test_training_state_that_a_kill_left_behind_a_finished_stage_is_removed(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "run")
-    left = tmp_path / "run" / "checkpoints" / "round-1-train" / "step-00000002" / "state.pt"
-    left.parent.mkdir(parents=True)
-    left.write_text("weights and optimizer")
+    state = Checkpoint(identity={}, progress={"steps": 2}, weights={}, optimizer={})
+    left = save_checkpoint(tmp_path / "run" / "checkpoints" / "round-1-train", state)
+    assert left.is_dir()
     run(tmp_path / "run")
     assert not left.exists()
 

@@ -35,6 +35,7 @@ from treepref.tasks.task import Task, load_task
 from treepref.tasks.trial import PROBLEMS, try_own_checker
 from treepref.tools import Tool, load_tool
 from treepref.tools.masks import forced_mask
+from treepref.training.checkpoints import remove_checkpoints
 from treepref.training.probe import attention_window, probe_packing
 from treepref.types import Cost, Problem, Question
 
@@ -278,7 +279,11 @@ class Session:
         """
         if self.task.own_checker is not None and not self.store.stage_done(stage):
             _ = self.checker  # tried before the stage spends anything
-        return self.store.start_stage(stage).status != "done"
+        if self.store.start_stage(stage).status != "done":
+            return True
+        # The life that ended the stage removes its training state, unless it was killed before it came to that.
+        remove_checkpoints(self.out / "checkpoints" / stage.replace("/", "-"))
+        return False
 
     def spent(self) -> Cost:
         return self.store.cost()
