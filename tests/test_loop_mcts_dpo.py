@@ -141,7 +141,7 @@ def test_no_learning_curve_is_lost_between_the_last_update_and_the_policy(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(mcts_dpo, "save_policy", die)
+        patched.setattr(Session, "keep", die)
         with pytest.raises(KeyboardInterrupt):
             go(tmp_path, ASKED)
     go(tmp_path, ASKED)
