@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,9 +17,11 @@ from treepref import fingerprint as fingerprint_module
 from treepref.errors import ModelError
 from treepref.fingerprint import differences, fingerprint
 from treepref.loops import learn
+from treepref.loops.run import run
 from treepref.loops.session import Session
 from treepref.recipe_io import load_recipe
 from treepref.store import Store
+from treepref.training.learner import Learner
 
 
 def place_with_run(place: Path, *more: str) -> Path:
@@ -182,16 +185,32 @@ def test_a_large_model_takes_seconds_at_most(tmp_path: Path) -> None:
 # -- weights that are not finite
 
 
-@pytest.mark.parametrize("more", [["train.lr=1e38"], ["train.lr=1e38", "train.batch_trees=1000"]])
-def test_weights_that_training_blew_up_are_not_kept(tmp_path: Path, more: list[str]) -> None:
+def test_weights_that_training_blew_up_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class BlowsUp(Learner):
+        def train(self, *args: Any, **settings: Any) -> Any:
+            result = super().train(*args, **settings)
+            next(self.model.parameters()).data.view(-1)[0] = float("inf")
+            return result
+
     copy_model(tmp_path / "model")
-    done = run_command("svpo", *more, cwd=tmp_path)
-    assert done.returncode == 2 and "not finite" in done.stderr and "learning rate" in done.stderr
+    monkeypatch.chdir(tmp_path)
+    name, *overrides = METHODS["svpo"]
+    recipe = load_recipe(name, overrides)
+    with monkeypatch.context() as patched:
+        patched.setattr(learn, "Learner", BlowsUp)
+        with pytest.raises(ModelError, match=r"not finite.*not saved"):
+            run(recipe, tmp_path / "run")
     assert not (tmp_path / "run" / "round-1").exists()
     with Store(tmp_path / "run", read_only=True) as store:
         assert not store.stage_done("round-1/train")
-    assert run_command("svpo", *more, cwd=tmp_path).stderr == done.stderr  # and so again
-    assert treepref_command("fork", "run", "lower", "train.lr=1e-5", "-q", cwd=tmp_path).returncode == 0
+    run(recipe, tmp_path / "run")
+    assert (tmp_path / "run" / "round-1").is_dir()
+
+
+def test_a_learning_rate_that_blows_weights_up_is_refused_with_its_line(tmp_path: Path) -> None:
+    copy_model(tmp_path / "model")
+    done = run_command("svpo", "train.lr=1e38", cwd=tmp_path)
+    assert done.returncode == 2 and "train.lr: must be less than or equal to 1" in done.stderr
 
 
 def test_the_learner_saves_no_checkpoint_of_them(tmp_path: Path) -> None:

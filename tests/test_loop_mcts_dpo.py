@@ -164,7 +164,7 @@ def test_rounds_without_pairs_stop_with_advice_and_keep_nothing(
 
 
 def test_leaves_in_flight_are_refused_with_the_reason(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"leaves_in_flight is 2.*more trees at once"):
+    with pytest.raises(RecipeError, match=r"leaves_in_flight: must be 1 with mcts_dpo.*trees_in_flight"):
         go(tmp_path, "search.leaves_in_flight=2")
 
 

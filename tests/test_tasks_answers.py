@@ -36,7 +36,7 @@ def errors(found: list[dict]) -> dict[tuple[str, bool], list[str]]:
     return wrong
 
 
-@pytest.mark.parametrize("name", ["written", "written_2", "written_3", "real"])
+@pytest.mark.parametrize("name", ["written", "written_2", "written_3", "traps", "real"])
 def test_labelled_statements_are_read_as_people_read_them(name):
     found = read(HERE / f"{name}.jsonl")
     if name == "real" and not (CASES.parent / "data" / "ai2_arc").is_dir():

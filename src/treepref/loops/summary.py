@@ -56,7 +56,8 @@ def report(session: Session, console: Console | None = None) -> Path | None:
         stopped=results["stopped"],
         readings=readings,
     )
-    path = write_report(data, session.out / "report.html")
+    page = write_report(data, session.store.scratch("report") / "report.html")
+    path = land_file(page, session.out / "report.html")  # from the scratch folder, where a kill leaves nothing for good
     console = console or Console()
     print_results(
         results,

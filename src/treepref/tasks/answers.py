@@ -22,6 +22,7 @@ from treepref.tasks.number_sentences import (
     spelled_number_in,
     stated_number,
     without_lead,
+    without_numbering,
 )
 from treepref.tasks.numbers import canonical_number, tidy
 from treepref.tasks.statements import (
@@ -40,12 +41,23 @@ from treepref.tasks.statements import (
 )
 
 _CALCULATION = re.compile(r"<<[^<>=]*=[^<>]*>>")
-_MATH_SEGMENT = re.compile(r"\$\$(.+?)\$\$|\\\((.+?)\\\)|\\\[(.+?)\\\]|\$([^$]+)\$")
+_MATH_SEGMENT = re.compile(r"\$\$(.+?)\$\$|\\\((.+?)\\\)|\\\[(.+?)\\\]|(?<!\\)\$((?:\\.|[^$\\])+)\$")
 _GOES_ON = re.compile(r"\A\W*(?:then|next|now|after\s(?:that|this)|but|however|first|second|finally)\b", re.IGNORECASE)
 _CIRCUMSTANCE = re.compile(
     r"\s*(?:i\.e\.|that is|attained|achieved|obtained|reached|when|where|with|half|twice|since|because|which|for|if|as"
     r"|while|by|using)\b",
     re.IGNORECASE,
+)
+_NUMERIC_FRACTION = re.compile(r"\\[dtc]?frac\s?\{\s?\d+\s?\}\s?\{\s?\d+\s?\}")
+_ALTERNATIVES = re.compile(r",|;|\\q?quad(?![A-Za-z])|\\text\s?\{\s?,?\s?(?:and|or)\s?\}|\s(?:and|or)\s")
+_DENIED = re.compile(
+    r"\b(?:not|less\sthan|more\sthan|greater\sthan|at\s(?:least|most)|wrong|incorrect)\b", re.IGNORECASE
+)
+_DOUBTFUL = re.compile(
+    r"\b(?:not|never|could|may|might|maybe|perhaps|possibly|probably|if|whether|no longer)\b|n['’]t\b", re.IGNORECASE
+)
+_COMMAND = re.compile(
+    r"\\(?!text|mathrm|textbf|textit|mbox|mathbf|times|cdot|circ|left|right|approx|quad|qquad)[A-Za-z]+"
 )
 _JOINS = re.compile(r"[\s,;.&]*(?:\b(?:and|or)\b)?[\s,]*")
 _ITEM = re.compile(r"(?:\d{1,2}[.)]|[-*•+])\s+(\S.{0,60})")
@@ -104,15 +116,17 @@ def _taken_back(statement: Statement, rest: str) -> bool:
 
 
 def boxed_number(text: str) -> Fraction | None:
-    """The number in a box, units aside; None for several."""
+    """The number in a box, units aside; None for several, and for what a command makes of it ('\\sqrt{5}')."""
     value = latex.rational(text) if not latex.pending(text) else None
-    return stated_number(text) if value is None or len(latex.split_list(text)) > 1 else value
+    if value is not None and len(latex.split_list(text)) < 2:
+        return value
+    return None if _COMMAND.search(_NUMERIC_FRACTION.sub("", text)) else stated_number(text)
 
 
 def _unstated_number(text: str, delimiter: str) -> Fraction | None:
     """What the last line with a number comes to; None where what follows doubts it or goes on."""
     for line in reversed(without_remarks(lines_of(text, delimiter))):
-        line = tidy(line[-MAX_SENTENCE:])
+        line = without_numbering(tidy(line[-MAX_SENTENCE:]))
         said = [part for part in sentences(line) if has_digit(part) and not in_brackets(part)]
         if said:
             after = line.rpartition(said[-1])[2]
@@ -158,6 +172,8 @@ def _formula(line: str) -> str:
         cut = CLAUSE_END.split(bare, maxsplit=1)[0].strip(_QUOTES + " .")
         value = leading_number(cut)
         return cut if value is None or not re.search(r"\s[A-Za-z]", cut) else canonical_number(value)
+    if _DENIED.search(line[: segments[0].start()]) or re.match(r"\s*is\s(?:not|wrong)", line[segments[0].end() :]):
+        return ""
     content = _formulas(line)
     joined = [content[0]]
     for before, found, part in zip(segments, segments[1:], content[1:], strict=False):
@@ -168,11 +184,17 @@ def _formula(line: str) -> str:
 
 
 def _right_side(formula: str) -> str:
-    """What a chain of equalities comes to: 'a = 2 + 3 = 5' → '5'; one equation of variables stays."""
+    """What a formula comes to: 'a = 2 + 3 = 5' → '5', 'x = 5 \\text{ or } x = 6' → '5, 6'; other equations stay."""
+    parts = [part for part in _ALTERNATIVES.split(formula) if part.strip()]
+    if len(parts) > 1 and all("=" in part for part in parts):
+        return ", ".join(map(_right_side, parts))
     head, sign, last = formula.rpartition("=")
     if not sign or head.endswith(("\\n", "<", ">", "!")):
         return formula
-    return last.strip() if "=" in head or not re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", last)) else formula
+    variables = re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", last))
+    left = re.sub(r"\([^()]*\)|\[[^\[\]]*\]|\{[^{}]*\}|\\[A-Za-z]+", "", head)
+    computed = "=" in head or not re.search(r"[A-Za-z]", left)
+    return last.strip() if computed or not (variables or re.search(r"[+-]", left)) else formula
 
 
 def _unstated_formula(text: str, delimiter: str) -> str | None:
@@ -180,6 +202,8 @@ def _unstated_formula(text: str, delimiter: str) -> str | None:
     for line in reversed(without_remarks(lines_of(text, delimiter))):
         said = [part for part in sentences(line[-MAX_SENTENCE:]) if not in_brackets(part)]
         if not said or doubted(said[-1]):
+            return None
+        if re.search(r"\bis not the\b|\bnot\s\$", said[-1]):
             return None
         parts = re.split(r",\s(?=[a-z])", CONCLUSION.split(said[-1])[-1])
         parts = [part for part in parts if has_digit(part) or _formulas(part)]
@@ -195,6 +219,8 @@ def _stated_formula(clause: str) -> str | None:
     formulas = _formulas(clause)
     for verb in reversed(list(re.finditer(r"\b(?:is|are|equals?|be|gives?|get|has|have)\b\s?", clause))):
         behind = without_lead(clause[verb.end() :])
+        if _DENIED.match(behind):
+            return None
         if found := _MATH_SEGMENT.match(behind):
             return None if _formulas(behind[found.end() :]) else _right_side(_formulas(behind)[0])
         if (value := leading_number(behind)) is not None:
@@ -254,6 +280,8 @@ def _unstated_text(line: str) -> str:
     if word := _yes_or_no(line):
         return word
     said = CONCLUSION.split(sentences(line)[-1])[-1].strip()
+    if _DOUBTFUL.search(said):
+        return line  # what it denies or leaves open is not its answer
     parts = re.split(r"(?:\s(?:is|are|was|were|be|called|named|at|on|leaves)|\s?[=:])(?=\s)", first_clause(said))
     return parts[-1] if len(parts) > 1 and len(said.split()) > 2 and parts[-1].strip() else line
 

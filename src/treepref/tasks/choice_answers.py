@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from treepref.tasks.number_sentences import CONCLUSION
 from treepref.tasks.numbers import number_or_none
-from treepref.tasks.statements import doubted, final_part, last_line, lines_of, sentences, without_remarks
+from treepref.tasks.statements import doubted, final_part, last_line, lines_of, sentences, unmeant, without_remarks
 from treepref.tasks.texts import plain_text
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -23,22 +23,24 @@ _PHRASE = re.compile(
     r"""\#{4}
     | \\(?:boxed|fbox)\s*\{\s*(?:\\(?:text|textbf|mathrm|mathbf)\s*\{)?
     | <answer> | 答案(?:是|为|:|：)
-    | \bans(?:wer)?"?\s*(?:is|was|:|=|-|–|(?:must|should|would|will)\s+be)(?![\w'’])
+    | \bans(?:wer)?"?(?:\sto\s(?:the|this|that|your)\s(?:[\w-]+\s){0,3}?(?:question|problem))?\s*
+      (?:is|was|:|=|-|–|(?:must|should|would|will)\s+be)(?![\w'’])(?:\s(?:therefore|thus|then|simply|just|clearly)\b,?)?
     | \b(?:correct|right|best|final)\s+(?:option|choice)\s*(?:is|:|=|-|–)
     | ^\W*(?:the\s+)?(?:final|correct)\s+answer\W*$""",
     re.IGNORECASE | re.VERBOSE,
 )
 _IS_RIGHT = re.compile(
-    r"""(?:\b(?:option|choice|answer|letter|so|thus|hence|therefore),?\s+|\A\W*)[(\[]?([A-Za-z])\b[)\].:]*(?:\s+[^.;]{0,120}?)?
-    \s(?:is|seems|would\s+be)\s+(?:the\s+|my\s+)?(?:correct|right|best|answer)\b""",
-    re.IGNORECASE | re.VERBOSE,
+    r"""(?:(?i:\b(?:option|choice|answer|letter))\s+[(\[]?(?P<named>[A-Z])\b|[(\[](?P<wrapped>[A-Za-z])[)\]]
+        |(?:\A\W*|(?i:\b(?:so|thus|hence|therefore)),?\s+)(?P<bare>[A-Z])(?=[.):]\s|\s(?:is|seems|would)\b))
+    [)\].:]*(?:\s+[^.;]{0,120}?)?\s(?:is|seems|would\ be)\s(?:the\ |my\ )?(?i:correct|right|best|answer)\b""",
+    re.VERBOSE,
 )
 _LETTERED = re.compile(r"[\"'\s\W]*([A-Za-z])\s*[.):]\s+(\S.*)")
 _NAMED = re.compile(
     r"(?:\b(?:option|choice|letter|answer|pick|choose|select|leaves|(?:it|that)(?:['’]s|\s+is))\s+|[(\[])\s*([A-Z])(?![\w'’+-])"
 )
 _HEDGED = re.compile(
-    r"\b(?:either|neither|could|might|may|maybe|perhaps|unclear|unsure|depends|need|more\s+information|question|all\s+of|wrong|incorrect|false|eliminated?|ruled?\s+out)\b",
+    r"\b(?:either|neither|no|none|nothing|nobody|hardly|least|worst|could|might|may|maybe|perhaps|unclear|unsure|depends|need|more\s+information|question|all\s+of|wrong|incorrect|false|eliminated?|ruled?\s+out)\b",
     re.IGNORECASE,
 )
 _DENIED = re.compile(
@@ -47,11 +49,14 @@ _DENIED = re.compile(
     re.IGNORECASE,
 )
 _LEAD = re.compile(r"(?:[\s:=]|\b(?:the|correct|right|best|final|option|choice|letter|answer|is)\b)*", re.IGNORECASE)
-_WRAPPED = re.compile(r"[\"'\s]*[(\[{]\s*([A-Za-z])\s*[)\]}]")
+_WRAPPED = re.compile(r"[\"'\s]*[(\[{<]\s*([A-Za-z])\s*[)\]}>]")
 _BARE = re.compile(r"[\"'\s]*([A-Z])(?![\w'’+]|-\w)")
 _SMALL = re.compile(r"[\"'\s]*([a-z])\W*")
 _SMALL_LETTERED = re.compile(r"[\"'\s]*([a-z])[.)]\s")
-_ALSO = re.compile(r"(?:\s*(?:,|/|&|\bor\b|\band\b))*\s*(?:[(\[]([A-Za-z])[)\]]|([A-Z])(?![\w'’]))")
+_ALSO = re.compile(
+    r"\s*(?:(?:,|/|&|;|\(|\bor\b|\band\b|\bas\s+well\s+as\b)\s*(?:maybe\s|possibly\s|perhaps\s|also\s)?)+(?:[(\[]?([A-Za-z])[)\]]|([B-HJ-Z])(?![\w'’])|(A)(?!\s?[\w'’]))"
+    r"|\s*[(\[]([A-Za-z])[)\]]"
+)
 _ARTICLE = re.compile(r"\s+(?!(?:because|since|as|for|is)\b)[a-z]")
 _CLAUSE = re.compile(r"[,;:.]\s|\s\(|\s(?:because|since|as)\s|</", re.IGNORECASE)
 _WORD = re.compile(r"[^\W_]+(?:['’.,/-][^\W_]+)*\+*")
@@ -74,10 +79,12 @@ def read_choice(text: str, delimiter: str = "\n", options: Sequence[str] | None 
     lines = without_remarks(lines_of(_plain(final_part(text)), delimiter))
     for place in range(len(lines) - 1, -1, -1):
         line = lines[place]
-        right = [found for found in _IS_RIGHT.finditer(line) if found[1].upper() in _letters(options)]
+        right = [found for found in _IS_RIGHT.finditer(line) if _letter_of(found) in _letters(options)]
         phrases = list(_PHRASE.finditer(line))
         if right and not (phrases and phrases[-1].start() > right[-1].start() and line[phrases[-1].end() :].strip()):
-            return None if _DENIED.search(right[-1].group()) else right[-1][1].upper()
+            return _letter_of(right[-1]) if _meant(line, right[-1], options) else None
+        if phrases and unmeant(line, phrases[-1].start()):
+            return None
         if phrases:
             said, rest = line[phrases[-1].end() :], lines[place + 1 :]
             if not re.search(r"\w", said) and rest:
@@ -89,30 +96,83 @@ def read_choice(text: str, delimiter: str = "\n", options: Sequence[str] | None 
             return _after_phrase(said, options)
         if place == len(lines) - 1 and not _listing(lines) and (found := whole_line(line, options)):
             return found
-    if not lines or _listing(lines):
+    if not lines or _listing(lines) or _contradicted(lines[0], options) or _contradicted(lines[-1], options):
         return None
     if not _listing(lines[:2]) and (found := _led_by_choice(lines, options)):
         return found
-    return _named(lines[-1], options)
+    return _named(lines[-1], options) or (_first_said(lines[0], options) if len(lines) == 1 else None)
+
+
+def _contradicted(line: str, options: Sequence[str] | None) -> bool:
+    """Whether a line gives one option's letter and another option's text: "(B) Mars", where Mars is (C)."""
+    lettered = _LETTERED.fullmatch(line)
+    if not lettered or not options or lettered[1].upper() not in _letters(options):
+        return False
+    letter, said = lettered[1].upper(), _by_text(lettered[2], options)
+    return said not in (None, letter) or (said is None and _tells_of_another(letter, lettered[2], options))
+
+
+def _first_said(line: str, options: Sequence[str] | None) -> str | None:
+    """The option that a paragraph's first sentence is about ("Axon is the part that …") or ends in; one alone."""
+    sentence = sentences(line)[0]
+    if not options or _DENIED.search(sentence) or _HEDGED.search(sentence) or sentence.endswith("?"):
+        return None
+    words = f" {' '.join(_words_of(sentence))} "
+    named = [i for i, option in enumerate(options) if f" {' '.join(_words_of(option))} " in words]
+    about = [i for i in named if words.startswith(f" {' '.join(_words_of(options[i]))} is ")]
+    if len(named) == 1 and about:
+        return ALPHABET[about[0]]
+    stated = _stated_texts(sentence, options)
+    return stated.pop() if len(stated) == 1 and not about else None
+
+
+def _letter_of(found: re.Match[str]) -> str:
+    return next(part for part in found.groups() if part).upper()
+
+
+def _meant(line: str, found: re.Match[str], options: Sequence[str] | None) -> bool:
+    """Whether "option B is correct" is said outright: not denied or doubted, and nothing is preferred behind it."""
+    own = options[ALPHABET.index(_letter_of(found))] if options else ""
+    denied = _DENIED.search(found.group().replace(own, " "))
+    return not (denied or unmeant(line, found.start()) or _other_letters(line[found.end() :], _letter_of(found)))
+
+
+def _other_letters(rest: str, letter: str) -> set[str]:
+    """Letters of other choices named behind an answer, but for those that are denied or stand in a reason."""
+    rest = _DENIED.sub(" ", re.split(r";|\b(?:because|since|as\s(?!well)|whereas|while|unlike)\b", rest, maxsplit=1)[0])
+    rest = re.sub(r"[(\[]?\b[A-H]\b[)\].]?\s(?:is|was)\s(?:wrong|incorrect|false|too|only)\b", " ", rest)
+    found = re.findall(r"(?<![\w'’])([A-H])(?![\w'’+-])(?!\s(?!is\b|are\b|was\b)[a-z])", rest)
+    return set(found) - {letter}
 
 
 def _led_by_choice(lines: Sequence[str], options: Sequence[str] | None) -> str | None:
     """The choice that a text begins with before it says why: a line of its own, or a letter and its option's words."""
+    begun = (line for line in map(_LETTERED.fullmatch, lines) if line and line[1].upper() in _letters(options))
+    if options and len({line[1].upper() for line in begun if _says_own(line, options)}) > 1:
+        return None  # it goes through them
     if len(lines) > 1 and (found := whole_line(lines[0], options)):
         return found
     lettered = _LETTERED.fullmatch(lines[0])
     if not lettered or not options or lettered[1].upper() not in _letters(options):
         return None
     own = _words_of(options[ALPHABET.index(lettered[1].upper())])
-    alone = len(set(re.findall(r"(?:\A|\s)([A-H])[.)]\s", lines[0]))) < 2
-    return lettered[1].upper() if alone and own and _words_of(lettered[2])[: len(own)] == own else None
+    alone = len(set(re.findall(r"(?:\A|\s)([A-H])[.)]\s", lines[0]))) < 2 and not re.search(r"\bor\s\(", lines[0])
+    said = _words_of(lettered[2])
+    denied = re.search(r"\b(?:wrong|incorrect|false|not)\b", " ".join(said[len(own) : len(own) + 4]))
+    return lettered[1].upper() if alone and own and said[: len(own)] == own and not denied else None
+
+
+def _says_own(lettered: re.Match[str], options: Sequence[str]) -> bool:
+    """Whether a line "B. wind …" goes on with its own option's words."""
+    own = _words_of(options[ALPHABET.index(lettered[1].upper())])
+    return bool(own) and _words_of(lettered[2])[: len(own)] == own
 
 
 def _listing(lines: Sequence[str]) -> bool:
     """Whether the last lines only go through the options: each begins with a letter of its own."""
     found = [_LETTERED.fullmatch(line) or re.fullmatch(r"\W*([A-Z])\W*", line) for line in lines[-2:]]
     letters = [match[1].upper() if match else "" for match in found]
-    return len(letters) == 2 and "" not in letters and ord(letters[1]) == ord(letters[0]) + 1
+    return len(letters) == 2 and "" not in letters and letters[0] != letters[1]
 
 
 _LISTED = re.compile(r"(?:\A|\s)\(?([A-H])[.)]\s")
@@ -131,6 +191,8 @@ def _named(line: str, options: Sequence[str] | None) -> str | None:
         return None
     if len(said) > 1 and (by_text := _by_text(said[-1], options)):
         return by_text
+    if said[-1].rstrip().endswith("?") or re.match(r"\W*(?:what|which)\b", said[-1], re.IGNORECASE):
+        return None
     if predicate := re.search(r"\bis\s+(?:option\s+)?\(?([A-Z])\)?\W*\Z", said[-1]):
         return predicate[1] if predicate[1] in _letters(options) else None
     sentence = _DENIED.sub(" ", CONCLUSION.split(said[-1])[-1])
@@ -153,6 +215,7 @@ def _stated_texts(sentence: str, options: Sequence[str]) -> set[str]:
 def _predicate(option: str, sentence: str) -> bool:
     """Whether a sentence ends in an option's words or says that something is it; beginning with them is not enough."""
     ending = sentence.endswith(f" {option} ") and sentence.strip() != option
+    ending = ending and not sentence.endswith((f" and {option} ", f" or {option} ", f" and a {option} "))
     name = re.escape(option)
     is_it = re.search(
         rf" (?:is|are|was|were|called) (?:an? |the )?{name} | {name} (?:is|are|was|would be|must be) (?:the )?"
@@ -190,6 +253,8 @@ def strict_choice(text: str) -> str | None:
 def whole_line(line: str, options: Sequence[str] | None) -> str | None:
     """The letter of a line that is nothing but the statement of one choice."""
     line = _plain(line)
+    if re.match(r"\W*is\s+it\b.*\?\W*\Z", line, re.IGNORECASE):
+        return None
     alone = re.fullmatch(r"\W*([A-Za-z])[^\w+-]*", line)
     if alone and alone[1].upper() in _letters(options):
         return alone[1].upper()
@@ -218,7 +283,8 @@ def whole_line(line: str, options: Sequence[str] | None) -> str | None:
 
 def _after_phrase(tail: str, options: Sequence[str] | None) -> str | None:
     """The choice that a line names after "the answer is"."""
-    tail = tail.partition("</answer>")[0].rstrip("} ")
+    tail = tail.partition("</answer>")[0].rstrip(" ")
+    tail = tail.rstrip("}") if "{" not in tail else tail
     whole, tail = tail, _without_lead(tail)
     letter = _WRAPPED.match(tail)
     if letter is None:
@@ -232,11 +298,22 @@ def _after_phrase(tail: str, options: Sequence[str] | None) -> str | None:
             if by_text or letter is None or (letter[1] == "A" and _ARTICLE.match(tail, letter.end())):
                 return by_text
     found, end = letter[1].upper(), letter.end()
+    own = _words_of(options[ALPHABET.index(found)]) if options and found in _letters(options) else []
+    if (
+        own
+        and _words_of(tail[end:])[: len(own)] == own
+        and _by_text(tail[end:].strip(" .):"), options) in (None, found)
+    ):
+        return found  # its own option's words
     while also := _ALSO.match(tail, end):  # "(A) or (B)", "A, B"
-        if (also[1] or also[2]).upper() != found:
+        if next(part for part in also.groups() if part).upper() != found:
             return None
         end = also.end()
-    rest = tail[end:].strip(" \t.):-–—*]}")
+    if re.search(r"\b(?:which|that|it)\s(?:is|was)\s(?:wrong|false|incorrect)|\A\W*is\s(?:wrong|false)", tail[end:]):
+        return None
+    if _other_letters(tail[end:], found):  # "B, but C is better"
+        return None
+    rest = re.sub(r"\A[\s.):\]}*]*(?:[-–—]\s)?", "", tail[end:]).strip(" \t.*]}")
     other = _by_text(rest, options) or _by_text(_CLAUSE.split(rest, maxsplit=1)[0], options)
     if other not in (None, found):  # "(B) Mars", where Mars is (C)
         return None

@@ -24,8 +24,28 @@ _MOST_BOXES = 50
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 _SIGNS = str.maketrans({"−": "-", "﹣": "-", "－": "-", "‐": "-", "‑": "-", "–": "-", "\u00a0": " ", "\u202f": " "})
 _WORDS = r"\\(?:text|textbf|textit|textrm|mbox|mathrm|mathbf|operatorname)"
-_ASSIGNMENT = re.compile(r"\A\\?[A-Za-z]\w*(?:_\{?\w+\}?)?(?:\([a-z](?:,[a-z])*\))?=(?=[^=])")
-_BASE = re.compile(r"([0-9A-F]+)_\{?(?:\\text\{)?(\d{1,2}|[a-z]+)\}{0,2}")
+_UNIT = re.compile(
+    r"\s*\\(?P<command>text|textit|textrm|mbox|mathrm|operatorname)\s?\{(?P<words>[^{}]*)\}\s*(?:\^\{?[23]\}?)?\s*\.?\Z"
+)
+_NO_UNIT = re.compile(
+    r"\d|\b(?:base|and|or|half|third|quarter|hundred|thousand|million|billion|dozen|squared|cubed|more|less|mod|pi|[a-z])\b",
+    re.IGNORECASE,
+)
+"""What makes the words behind a number more than its unit."""
+_SYMBOL_NAMES = "cm mm km m kg g mg s min h hr L ml mL ft in mi mph yd lb oz cal J N W V Hz"
+_SYMBOLS = frozenset(_SYMBOL_NAMES.split())
+_ASSIGNMENT = re.compile(
+    r"\A(?:\\?[A-Za-z][A-Za-z0-9]*(?:_\{?[A-Za-z0-9]+\}?)?(?:\([a-z](?:,[a-z])*\))?|\([a-z](?:,[a-z])+\))=(?=[^=])"
+)
+_BASE_NAMES = "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+_BASE_WORDS = {word: str(value) for value, word in enumerate(_BASE_NAMES.split(), start=2)}
+_IN_BASE = re.compile(
+    rf"(?<=[0-9A-F])\s*(?:_\s*\{{?\s*(?:{_WORDS}\s?\{{)?|(?:{_WORDS}\s?\{{)?\s*\(?\s*(?:in\s)?base\s?\}}?[\s~-]*)"
+    rf"(?P<base>\d{{1,2}}|{'|'.join(_BASE_WORDS)})\s*\)?\}}{{0,2}}",
+    re.IGNORECASE,
+)
+_BASE = re.compile(r"(-?[0-9A-F.]+)_(\d{1,2})")
+_REPEATING = re.compile(r"(-?)(\d{0,20})\.(\d{0,20})\\overline\{?(\d{1,20})\}?")
 _JOINED = re.compile(
     r"""(?:[\s$.,;&:()\[\]]|\\[()\[\],;:!\ ]|\\\\|\\q?quad|\\(?:text|mbox)\{|\}|\band\b|\bor\b
     |\\?[A-Za-z]\w?(?:_\{?\w+\}?)?\s*=|\^\{?\\circ\}?)*""",
@@ -98,24 +118,23 @@ def last_boxed(text: str) -> str | None:
 def canonical_latex(text: str) -> str:
     r"""LaTeX without what changes no meaning: blanks, sizes, '\left', units in '\text', style of fractions, 'x ='.
 
-    What is rational comes out as a canonical number, a list of such in order of size. Two texts with one canonical form
-    are equal; two forms may still mean the same ('x+1', '1+x'): a vote counts those apart.
+    What is rational comes out as a canonical number; the parts of a list are joined by ';' in order of size. Two texts
+    with one canonical form are equal; two forms may still mean the same ('x+1', '1+x'): a vote counts those apart.
     """
     text = _plain_latex(text[:MAX_CHARS])
     kind, parts = members(text)
     if kind == "set" or (kind == "" and len(parts) > 1):
-        joined = ",".join(sorted((_number_form(part) or part for part in parts), key=_by_size))
+        joined = ";".join(form for _, _, form in sorted(_sortable(part) for part in parts))
         return rf"\{{{joined}\}}" if kind else joined
     if kind and len(parts) > 1:
         return kind[0] + ",".join(_number_form(part) or part for part in parts) + kind[1]
     return _number_form(text) or text
 
 
-def _by_size(form: str) -> tuple[bool, Fraction, str]:
-    try:
-        return False, Fraction(form), ""
-    except ValueError:
-        return True, Fraction(0), form
+def _sortable(part: str) -> tuple[bool, Fraction, str]:
+    """What orders the parts of a list: numbers by value, then texts."""
+    form, value = _number_form(part), rational(part)
+    return (True, Fraction(0), _ASSIGNMENT.sub("", part)) if form is None or value is None else (False, value, form)
 
 
 def pending(text: str) -> bool:
@@ -140,16 +159,17 @@ def pending(text: str) -> bool:
 
 
 def _plain_latex(text: str) -> str:
-    text = text.translate(_SIGNS).strip().strip("$").strip()
+    text = re.sub(r"\s+", " ", text.translate(_SIGNS)).strip().strip("$").strip()
     text = text.replace("{,}", ",").replace(r"\$", "").replace(r"\%", "").replace("%", "")
-    text = re.sub(
-        r"\\(?:left|right|[bB]igg?[lr]?|displaystyle)(?![A-Za-z])|(?<!\\)\\[!,;: ]|\\q?quad(?![A-Za-z])|~", " ", text
-    )
+    text = re.sub(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle)(?![A-Za-z])", " ", text)
+    text = _IN_BASE.sub(lambda found: "_" + _BASE_WORDS.get(found["base"].lower(), found["base"]), text)
+    text = re.sub(rf"(?<=[\w}})])\s?(?:\\q?quad\s?)*{_WORDS}\s?\{{\s?(?:and|or)\s?\}}\s?(?:\\q?quad\s?)*", ", ", text)
+    text = re.sub(r"(?<=\d)\s(?:and|or)\s(?=[-\d\\])", ", ", text)
+    text = _with_lists_marked(re.sub(r"\\q?quad(?![A-Za-z])", ", ", text))
+    text = re.sub(r"(?<!\\)\\[!,;: ]|~", " ", text)
     text = re.sub(r"\s*\^\s*\{?\s*\\circ\s*\}?|\\degree(?![A-Za-z])|°", "", text)
-    text = re.sub(rf"(?<=[\w}})])\s*{_WORDS}\s?\{{\s*(?:and|or)\s*\}}\s*", ",", text)
-    text = re.sub(rf"(?<=[\d}}])\s*{_WORDS}\s?\{{(?!\s*(?:base|i)\b)[^{{}}]*\}}\s*(?:\^\{{?\d\}}?)?\s*\.?$", "", text)
+    text = _without_unit(text)
     text = re.sub(rf"{_WORDS}\s?\{{([^{{}}]*)\}}", r"\1", text)
-    text = re.sub(r"\s+(?:and|or)\s+", ",", text) if re.search(r"\d\s+(?:and|or)\s+[-\d]", text) else text
     text = re.sub(r"\\[dtc]frac", r"\\frac", text)
     text = re.sub(r"\\frac\s*(\w)\s*(\w)", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\sqrt\s*(\w)(?!\w)", r"\\sqrt{\1}", text)
@@ -158,9 +178,30 @@ def _plain_latex(text: str) -> str:
     text = re.sub(r"(\\[A-Za-z]+)\s+(?=[A-Za-z])", "\\1\0", text)  # this blank ends a command's name
     text = "".join(text.split()).rstrip(".,;").replace("\0", " ")
     text = _ASSIGNMENT.sub("", text)
-    if re.fullmatch(r"[A-Za-z]+", text) and len(text) > 1:
-        text = text.casefold()
-    return text
+    if len(re.findall(r"\\pm(?![a-z])", text)) == 1 and not re.search(r"[,;]", text):
+        text = ";".join(re.sub(r"\\pm(?![a-z])\s?", sign, text).removeprefix("+") for sign in "-+")
+    return text.casefold() if re.fullmatch(r"[A-Za-z]{2,}", text) else text
+
+
+def _with_lists_marked(text: str) -> str:
+    """A comma with a blank behind it outside all brackets parts a list, whatever the digits: '81, 256' → '81;256'."""
+    depth, signs = 0, list(text)
+    for place, sign in enumerate(signs):
+        depth += (sign in "([{") - (sign in ")]}")
+        if depth == 0 and sign == "," and text[place + 1 : place + 2] == " ":
+            signs[place] = ";"
+    return "".join(signs)
+
+
+def _without_unit(text: str) -> str:
+    """A number without the unit in words behind it; words that change its value stay ('5\\text{ million}')."""
+    found = _UNIT.search(text)
+    if not found or not re.search(r"[\d}]\s*\Z", text[: found.start()]):
+        return text
+    words = found["words"].strip()
+    if found["command"] in ("mathrm", "operatorname") or (" " not in words and words in _SYMBOLS):
+        return text[: found.start()] if words in _SYMBOLS else text
+    return text if _NO_UNIT.search(words) else text[: found.start()]
 
 
 def _number_form(text: str) -> str | None:
@@ -168,34 +209,31 @@ def _number_form(text: str) -> str | None:
     value = None if pending(text) else rational(text)
     if value is None or max(abs(value.numerator), value.denominator) >= 10**_SHOWN_DIGITS:
         return None
-    return canonical_number(value)
+    return form if len(form := canonical_number(value)) <= _SHOWN_DIGITS else None
 
 
 # --- parts
 
 
-def split_list(text: str) -> list[str]:
-    """A text's parts between top-level commas; digits in groups of three ('9,500') are one part."""
-    if re.fullmatch(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?", text):
+def split_list(text: str, *, grouped: bool = True) -> list[str]:
+    """A text's parts between top-level commas; where `grouped`, digits in groups of three ('9,500') are one part."""
+    if grouped and re.fullmatch(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?", text):
         return [text]
     parts, depth, start = [], 0, 0
     for place, sign in enumerate(text):
-        if sign in "([{":
-            depth += 1
-        elif sign in ")]}":
-            depth -= 1
-        elif sign in ",;" and depth == 0:
+        depth += (sign in "([{") - (sign in ")]}")
+        if sign in ",;" and depth == 0:
             parts.append(text[start:place])
             start = place + 1
     return [part for part in (part.strip() for part in [*parts, text[start:]]) if part]
 
 
 def members(text: str) -> tuple[str, list[str]]:
-    r"""(kind, parts) of a canonical text: 'set' for '\{1,2\}', '()', '(]' … for brackets, '' for a bare list."""
+    r"""(kind, parts) of a plain text: 'set' for '\{1,2\}', '()', '(]' … for brackets, '' for a bare list."""
     if text.startswith(r"\{") and text.endswith(r"\}"):
-        return "set", split_list(text[2:-2])
+        return "set", split_list(text[2:-2], grouped=False)
     if len(text) > 1 and text[0] in "([" and text[-1] in ")]" and _encloses(text):
-        return text[0] + text[-1], split_list(text[1:-1])
+        return text[0] + text[-1], split_list(text[1:-1], grouped=False)
     return "", split_list(text)
 
 
@@ -209,9 +247,13 @@ def _encloses(text: str) -> bool:
 
 
 def base_of(text: str) -> tuple[str, str] | None:
-    """(digits, base) of a number with its base: '12_{7}' → ('12', '7'); None for others."""
+    """(digits, base) of a canonical number with its base: '12_7' → ('12', '7'); None for others."""
     found = _BASE.fullmatch(text)
     return (found[1].lstrip("0") or "0", found[2]) if found else None
+
+
+def has_base(text: str) -> bool:
+    return re.search(r"\d_\d", text) is not None
 
 
 # --- exact values
@@ -225,11 +267,20 @@ def rational(text: str) -> Fraction | None:
     r"""The exact value of LaTeX made of numbers, + − · / \frac, powers, whole roots and brackets; None for all else."""
     if len(text) > MAX_CHARS or not re.search(r"\d", text) or "_" in text:
         return None
+    if repeating := _REPEATING.fullmatch(text.strip()):
+        return _repeating(*repeating.groups())
     text = tidy(text).replace("[", " ").replace("{", "(").replace("}", ")")
     try:
         return _Value(text).whole()
     except (_NotRational, ZeroDivisionError):
         return None
+
+
+def _repeating(sign: str, whole: str, digits: str, period: str) -> Fraction:
+    """'0.1\\overline{6}' → 1/6."""
+    value = Fraction(int(whole or "0")) + Fraction(int(digits or "0"), 10 ** len(digits))
+    value += Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(digits))
+    return -value if sign else value
 
 
 _TOKEN = re.compile(
@@ -310,7 +361,7 @@ class _Value:
         if not self._take("^"):
             return base
         exponent = self._atom() if self._peek() != "-" else self._signed()
-        if exponent.denominator != 1 or abs(exponent) > 10**6:
+        if exponent.denominator != 1 or abs(exponent) > 10**6 or (base == 0 and exponent <= 0):
             raise _NotRational
         value = power(base, int(exponent), _MAX_DIGITS)
         if value is None:

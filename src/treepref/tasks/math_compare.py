@@ -7,17 +7,19 @@ floats, to which 1/2^98 and 1/2^99 are both 0, and takes a part of a set for the
 from __future__ import annotations
 
 import logging
+import re
 from functools import lru_cache
 from typing import Any
 
 import sympy
 from math_verify import LatexExtractionConfig, parse, verify
 
-from treepref.tasks.latex import base_of, canonical_latex, members, pending, rational
+from treepref.tasks.latex import base_of, canonical_latex, has_base, members, pending, rational
 from treepref.types import Problem
 
 logging.disable(logging.WARNING)  # the library warns that its time limits are off: the worker can be killed instead
 
+_LETTERS = re.compile("[A-Za-z]")
 _PRECISION = 60
 """Decimal digits to which irrational values must agree."""
 _POINTS = (sympy.Rational(7, 5), sympy.Rational(-11, 3), sympy.Rational(29, 17))
@@ -25,8 +27,8 @@ _POINTS = (sympy.Rational(7, 5), sympy.Rational(-11, 3), sympy.Rational(29, 17))
 
 
 def agrees(found: str, problem: Problem) -> bool:
-    """Whether an answer means the same as the gold answer, sign included."""
-    return same(canonical_latex(found), canonical_latex(problem.answer))
+    """Whether an answer, in its canonical form, means the same as the gold answer, sign included."""
+    return same(found, canonical_latex(problem.answer))
 
 
 def same(found: str, gold: str) -> bool:
@@ -38,17 +40,24 @@ def same(found: str, gold: str) -> bool:
     values = rational(found), rational(gold)
     if None not in values:
         return values[0] == values[1]
-    bases = base_of(found), base_of(gold)
-    if bases != (None, None):
-        return bases[0] == bases[1]
+    if has_base(found) or has_base(gold):
+        return base_of(found) is not None and base_of(found) == base_of(gold)
     (kind, parts), (wanted, others) = members(found), members(gold)
-    if len(parts) != len(others) or ({kind, wanted} & {"set"} and {kind, wanted} - {"set", ""}):
+    if len(parts) != len(others) or (len(parts) > 1 and kind != wanted and {kind, wanted} != {"set", ""}):
+        return False
+    if _letters(found) != _letters(gold) or found.count("'") != gold.count("'"):
         return False
     if len(parts) > 1 and kind in ("set", "") and wanted in ("set", ""):
         return _same_members(parts, others)
     if len(parts) > 1 and kind == wanted:
         return all(map(same, parts, others))
     return _verified(found, gold)
+
+
+def _letters(text: str) -> set[str]:
+    """Variables of an expression: single letters, case and all; 'e', 'i' and names of functions are none."""
+    plain = re.sub(r"\\[A-Za-z]+|[A-Za-z]{2,}", " ", text)
+    return set(_LETTERS.findall(plain)) - {"e", "i"}
 
 
 def _same_members(parts: list[str], others: list[str]) -> bool:

@@ -35,26 +35,52 @@ _ASIDE = re.compile(r",\s(?:which|this)\s(?:is|equals|gives|comes\sto|are)\s", r
 _RESTATED = re.compile(r"\A(?P<first>.*\d\S*\s[A-Za-z][^,\d]*),\sor\s(?P<second>[-\d.,$/]+\s[A-Za-z][^,\d]*)\Z")
 _IN_TOTAL = re.compile(r",\s([$€£]?\d[\d,.]*)(?:\s\w+){0,2}\s(?:in\stotal|altogether|in\sall)\W*\Z", re.IGNORECASE)
 _LEAD = re.compile(
-    r"""(?:[\s:=>,"'“”‘’*]|\b(?:a|the|an|grand|total|sum|of|equal|to|simply|just|exactly|therefore|thus|then|still|that
+    r"""(?:=>|->|[→⇒\s:=,"'“”‘’*]|\b(?:a|the|an|grand|total|sum|of|equal|to|simply|just|exactly|therefore|thus|then|still|that
     |indeed|also|approximately|about|around|roughly|usd|us|rs\.?|eur|is|be|it|there|are|number|value|answer|final|so
     |hence|overall|altogether|finally|in\ (?:total|all|the\ end|conclusion))\b|≈|[A-Za-z]\w?\ ?=)*""",
     re.IGNORECASE | re.VERBOSE,
 )
 """What may stand before a number that a statement begins with."""
+_SPELLED = r"(?:two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|fifteen|twenty|thirty|forty|fifty)\b"
 _OTHER_NUMBER = re.compile(
-    r"""\A(?:\s?[A-Za-z°%]+){0,3}?\s(?:or|to|and|plus|minus|times|through|over|divided\ by|out\ of(?!\ (?:the|all)\b))
-    \s(?:the\ )?[^\w]{0,2}\d""",
+    rf"""\A\s?[(,;]?\s?(?:[A-Za-z°%]+\s){{0,4}}?
+        (?:or|and|to|plus|minus|times|through|vs|versus|divided\ by|out\ of(?!\ (?:the|all)\b))
+        \s(?:maybe\s|possibly\s|perhaps\s|even\s|the\s)?\(?[$€£]?(?:\d|{_SPELLED})
+    |\A(?:\s[A-Za-z]+){{0,3}}[,;]\s?(?:possibly\s|maybe\s|perhaps\s)?[$€£]?\d
+    |\A\s?(?:hours?|hrs?|h|feet|foot|ft|minutes?|min|m|pounds?|lbs?|days?|weeks?|years?|dollars?)\s?(?:and\s)?\d
+    |\A(?:\s[A-Za-z]+){{0,3}}\s[+*×]\s?\d|\A\s(?:in|per|of)\s\d|\A(?:\s\w+){{0,2}}\s(?:less|more|fewer|greater)\sthan\s\d""",
     re.IGNORECASE | re.VERBOSE,
 )
-_GOES_ON_AS_SUM = re.compile(r"\A\s?(?:[+*/^=×÷<>]|-\s?[\d$(\\]|x\s?\d|:\d|!\w|,\s?\d|\\(?!text)|_\d)")
-_IN_A_WORD = re.compile(r"[A-Za-z]{4,}|[xyzn](?![A-Za-z])|\.\d|\d")
+"""A second number beside the first: '5 or 6', '5 (or six)', '5 feet 6 inches', '2 less than 10'."""
+_MORE_OF_IT = re.compile(
+    r"""\A\s?(?:and\ (?:a\s)?)?(?:half|halves|thirds?|quarters?|fourths?|fifths?|sixths?|sevenths?|eighths?|ninths?
+    |tenths?
+    |dozens?|squared|cubed|remainder|R\s?\d|pi\b|π|√|or\ (?:more|less|so)|times\ (?:the|as)|%\ of)\b
+    |\A(?:st|nd|rd|th|k|K|M|B|bn|am|pm)\b|\A\s(?:is|was)\ (?:wrong|incorrect|not)\b""",
+    re.VERBOSE,
+)
+"""What makes a number another one: '5 dozen', '5 and a half', '5th', '5k', '5π'."""
+_GOES_ON_AS_SUM = re.compile(
+    r"\A\s?(?:[+*^=×÷<>≤≥±√'’]|/\s?[\d(\\]|-\s?[\d$(\\]|x\s?\d|:\s?\d|!\w|,\s?\d|\\(?!text)|_\d|π)|\A\s\d"
+)
+_IN_A_WORD = re.compile(r"[A-Za-z]{4,}|[xyznieabc](?![A-Za-z])|\.\d|\d")
+_BEFORE_IT = re.compile(
+    r"""(?:[<>≤≥±√~]|\\(?:sqrt|pm|ge|geq|le|leq|gt|lt|log|ln|overline|sin|cos|tan)\b\{?
+    |\b(?:log|ln|sqrt|half\ of|twice|double
+    |square\ of|never|anything\ but|page|steps?|chapter|problem|question|line|than|over|under|\w\()\s?)\s?\Z""",
+    re.IGNORECASE | re.VERBOSE,
+)
+"""What stands before a number that is not the answer itself: '> 5', '√5', 'twice 5', 'step 5'."""
+_NEGATIVE = re.compile(r"(?:minus|negative)\s(?=[$€£]?\d|[a-z])", re.IGNORECASE)
 _SCALE = re.compile(r"\s(hundred|thousand|million|billion)\b", re.IGNORECASE)
 _SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
 _HEDGED = re.compile(
-    r"""\b(?:not\ (?:enough|sure|possible|clear|certain|given|specified|known|necessarily|equal|how|[$€£]?\d)
+    r"""\b(?:not\ (?:the\ (?:answer|right|correct)|enough|sure|possible|clear|certain
+    |given|specified|known|necessarily|equal|how|[$€£]?\d)
     |(?:do|does|did)(?:\ not|n['’]?t)\ (?:know|have\ enough|give|provide|say|tell|specify)
     |either|neither|nor|unknown|cannot|unclear|maybe|perhaps|possibly|between|somewhere|at\ (?:least|most)
-    |(?:more|less|fewer|greater|larger|smaller|rather)\ than|up\ to|depends?|undefined|impossible|sorry
+    |(?:more|less|fewer|greater|larger|smaller|rather)\ than|up\ to|depends?|suppose|assum\w+
+    |think\ the|undefined|impossible|sorry|wrong|incorrect|doubt
     |enough\ information|might|could|if|instead|(?:can|couldn|isn|aren|wasn|won)['’]?t)\b""",
     re.IGNORECASE | re.VERBOSE,
 )
@@ -66,10 +92,14 @@ _VERB = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _CIRCUMSTANCE = re.compile(
-    r"""\S+\s[^.,\d+*/-]*\b(?:for|in|after|from|of|per|on|with|at|by|each|than|every|to\ [a-z]+)\b""",
+    r"""\S+\s[^.,\d+*/-]*\b(?:for|in|after|from|of|per|on|with|at|by|over|during|within|across|each|than
+    |every|to\ [a-z]+)\b""",
     re.IGNORECASE | re.VERBOSE,
 )
 """A number with words behind it that lead to another one, of the circumstances: '11 players on Team 2'."""
+_RESOLVED = re.compile(
+    r"=|\b(?:in total|altogether|in all|total of|so|thus|therefore|which (?:is|makes|equals))\b", re.IGNORECASE
+)
 _SUBJECT = re.compile(
     r"\S+(?:\s(?:out\sof\s(?:the|all)\s\d+\s)?\w+){1,4}?\s(?:are|were|is|was|remain|will|can)\b(?!\s(?:left\s)?[$€£]?\d)",
     re.IGNORECASE,
@@ -85,6 +115,9 @@ def leading_number(text: str) -> Fraction | None:
     ('5 or 6', '3 to 4').
     """
     text = tidy(text[:MAX_SENTENCE])
+    if negative := _NEGATIVE.match(text):
+        value = leading_number(text[negative.end() :])
+        return None if value is None else -abs(value)
     found = NUMBER.match(text)
     if found and found["bottom"] and _unreduced(found):
         return None
@@ -94,7 +127,7 @@ def leading_number(text: str) -> Fraction | None:
     if scale := _SCALE.match(text[end:]):
         value, end = value * _SCALES[scale[1].lower()], end + scale.end()
     rest = text[end:]
-    if _GOES_ON_AS_SUM.match(rest) or _OTHER_NUMBER.match(rest) or _IN_A_WORD.match(rest):
+    if any(form.match(rest) for form in (_GOES_ON_AS_SUM, _OTHER_NUMBER, _IN_A_WORD, _MORE_OF_IT)):
         return None
     return value
 
@@ -116,6 +149,8 @@ def stated_number(text: str) -> Fraction | None:
         contrast = _CONTRAST.match(bare)
         return leading_number(bare[contrast.end() :]) if contrast else None
     value = leading_number(bare)
+    if value is None and (NUMBER.match(bare) or spelled_lead(bare)) and not _RESOLVED.search(text):
+        return None  # the number that it begins with is not all: '5 or 6'
     return sentence_number(text) if value is None else value
 
 
@@ -124,7 +159,7 @@ def sentence_number(text: str) -> Fraction | None:
 
     A conclusion counts before what it is drawn from ("…, so she needs 7 boxes"); reasons and asides do not count.
     """
-    text = _NUMBERING.sub("", tidy(text[:MAX_SENTENCE])) or tidy(text[:MAX_SENTENCE])
+    text = without_numbering(tidy(text[:MAX_SENTENCE]))
     if total := _IN_TOTAL.search(text):
         return leading_number(total[1])
     parts = [part for part in CONCLUSION.split(text) if has_digit(part)]
@@ -135,7 +170,13 @@ def sentence_number(text: str) -> Fraction | None:
     return _clause_number(clause)
 
 
+def without_numbering(line: str) -> str:
+    """A line without the number that a list or a step gives it: '2. …', 'Step 2: …'."""
+    return _NUMBERING.sub("", line) or line
+
+
 def _clause_number(clause: str) -> Fraction | None:
+    clause = re.sub(r"=>|->|→|⇒|\\(?:rightarrow|implies|Rightarrow)", " ", clause)
     if restated := _RESTATED.match(clause.rstrip(".! ")):
         return leading_number(restated["second"])
     head = _REASON.split(clause, maxsplit=1)[0]
@@ -152,7 +193,10 @@ def _clause_number(clause: str) -> Fraction | None:
         return leading_number(clause.rpartition("=")[2])
     starts = number_starts(clause)
     if len(starts) == 1:
-        return leading_number(clause[starts[0] :])
+        if _BEFORE_IT.search(clause[: starts[0]]):
+            return None
+        sign = re.search(r"(?:minus|negative)\s\Z", clause[: starts[0]], re.IGNORECASE)
+        return leading_number(clause[sign.start() if sign else starts[0] :])
     bare = without_lead(re.sub(r"\A.{0,60}?\bthat\s(?=[$€£]?\d)", "", clause))
     if _SUBJECT.match(bare) and NUMBER.match(bare):
         return leading_number(bare)
@@ -181,6 +225,7 @@ def has_digit(text: str) -> bool:
 
 def has_number(text: str) -> bool:
     """Whether a text holds digits, or starts with a number in words."""
+    text = _NEGATIVE.sub("", text, count=1) if _NEGATIVE.match(text) else text
     return re.search(r"\d|[¼-¾⅐-⅞]", text) is not None or spelled_lead(text) is not None
 
 
@@ -210,6 +255,7 @@ def spelled_number_in(line: str) -> Fraction | None:
     values, end = [], 0
     for word in re.finditer(r"[A-Za-z]+(?:-[A-Za-z]+)*", line):
         if word.start() >= end and (found := spelled_lead(line[word.start() :])) is not None:
-            values.append(found[0])
+            negative = re.search(r"\b(?:minus|negative)\s\Z", line[: word.start()], re.IGNORECASE)
+            values.append(-found[0] if negative else found[0])
             end = word.start() + found[1]
-    return values[0] if len(values) == 1 and values[0] > 1 and not _HEDGED.search(line) else None
+    return values[0] if len(values) == 1 and values[0] not in (0, 1) and not _HEDGED.search(line) else None

@@ -17,6 +17,7 @@ from treepref.tasks.texts import number_of, plain_text
 from treepref.types import Problem
 
 _CURRENCY = re.compile("[$€£]")
+_CENTS = re.compile(r"[\w.,]\s?(?:cents?\b|¢|pence\b)(?!.*[$€£]\d)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +88,8 @@ def _as_gold(text: str, delimiter: str, problem: Problem | None) -> str | None:
     if problem is not None and number_of(problem.answer) is None:
         return answers.read_text(text, delimiter)
     value = answers.read_number(text, delimiter)
-    if value is not None and problem is not None and _CURRENCY.search(problem.answer):
-        cents = re.findall(rf"(?<![\d.,]){re.escape(value)}\s?(cents?\b|¢|pence\b)?", text)
-        return None if cents and cents[-1] else value
+    if value is not None and problem is not None and _CURRENCY.search(problem.answer) and _CENTS.search(text[-200:]):
+        return None  # cents are no dollars
     return value or (answers.stated_words(text) if problem else None)
 
 

@@ -46,7 +46,7 @@ def _written_with_answer(
     """A rationale, and a line with the answer in the form that `rule` reads where it does not state the answer."""
     lines = solution_lines(problem.rationale or "")
     text = "\n".join(lines)
-    found = rule.extract(text, "\n", problem) if statements(text) else None
+    found = rule.extract(text, "\n", problem) if statements(text) else "".join(lines[-1:])
     if found is not None and rule.canonical(found) == rule.canonical(problem.answer):
         return lines
     return [*lines, rf"\boxed{{{problem.answer}}}" if rule in (rules.MATH, rules.BOXED) else f"{MARK} {problem.answer}"]
