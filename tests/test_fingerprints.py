@@ -187,9 +187,13 @@ def test_a_large_model_takes_seconds_at_most(tmp_path: Path) -> None:
 
 def test_weights_that_training_blew_up_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class BlowsUp(Learner):
+        def __init__(self, model: torch.nn.Module, *args: Any, **settings: Any) -> None:
+            super().__init__(model, *args, **settings)
+            self.blown_up = next(model.parameters())
+
         def train(self, *args: Any, **settings: Any) -> Any:
             result = super().train(*args, **settings)
-            next(self.model.parameters()).data.view(-1)[0] = float("inf")
+            self.blown_up.data.view(-1)[0] = float("inf")
             return result
 
     copy_model(tmp_path / "model")
