@@ -406,8 +406,11 @@ class Store:
         """Problems that have one."""
         return self._count("(SELECT DISTINCT problem_id FROM outcomes WHERE stage = ?)", stage)
 
-    def forget_problem(self, stage: str, problem_id: str, policy_version: int) -> None:
-        """As if the stage had not come to this problem: its outcomes, its journal, and its trees by that policy."""
+    def forget_problem(self, stage: str, problem_id: str, policy_version: int) -> int:
+        """As if the stage had not come to this problem: its outcomes, its journal, and its trees by that policy.
+
+        Returns how many trees it still has of the problem: those of other policies.
+        """
         with self.transaction():
             self._db.execute("DELETE FROM outcomes WHERE stage = ? AND problem_id = ?", (stage, problem_id))
             for table, column in (("journal", "tree"), ("trees", "problem_id")):
@@ -415,6 +418,7 @@ class Store:
                     f"DELETE FROM {table} WHERE stage = ? AND {column} = ? AND policy_version = ?",
                     (stage, problem_id, policy_version),
                 )
+            return self._count("trees WHERE stage = ? AND problem_id = ?", stage, problem_id)
 
     def has_outcome(self, stage: str, problem_id: str) -> bool:
         return self._one("SELECT 1 FROM outcomes WHERE stage = ? AND problem_id = ?", (stage, problem_id)) is not None

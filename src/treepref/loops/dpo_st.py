@@ -186,7 +186,7 @@ def _sample(
     if not session.begin(stage):
         return
     engine, store, recipe = session.serve(version), session.store, session.recipe
-    judge = session.judge(*POOLS)
+    judge = session.judge(stage, *POOLS)
     total, done = sum(map(store.count_problems, POOLS)), store.count_trees(stage)
     before = engine.cost + Cost()
     stop = session.stop_reason(lambda: engine.cost - before)

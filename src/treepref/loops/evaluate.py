@@ -57,7 +57,7 @@ def _run_decoder(session: Session, version: int, decoder: Decoder) -> None:
     stop = session.stop_reason(lambda: engine.cost - before)
 
     def keep(job: Job) -> None:
-        rows = [s.as_row() for s in _check(job.tree, decoder, problems[job.tree.problem_id], session)]
+        rows = [s.as_row() for s in _check(job.tree, decoder, problems[job.tree.problem_id], session, stage)]
         with store.transaction():
             store.put_outcomes(stage, [(job.tree.problem_id, row["sample"], row) for row in rows])
             store.finish_tree(stage, job.tree, keep=False)
@@ -78,7 +78,7 @@ def _run_decoder(session: Session, version: int, decoder: Decoder) -> None:
     store.finish_stage(stage)
 
 
-def _check(tree: Tree, decoder: Decoder, problem: Problem, session: Session) -> Iterable[Solution]:
+def _check(tree: Tree, decoder: Decoder, problem: Problem, session: Session, stage: str) -> Iterable[Solution]:
     """The tree's answers against the problem's."""
     for sample, answer in enumerate(decoding.answers(decoder, tree)):
         if answer is None or answer.finish != "eos":
@@ -90,7 +90,7 @@ def _check(tree: Tree, decoder: Decoder, problem: Problem, session: Session) -> 
                 strict=False,
             )  # fmt: skip
             continue
-        text, verdict = session.check(answer.tokens, problem)
+        text, verdict = session.check(answer.tokens, problem, stage=stage, version=tree.policy_version)
         yield Solution(
             problem.id, sample, verdict.correct, verdict.answer, answer.generated, answer.scored, answer.value,
             answer.finish, text, answer.forced, verdict.strict,

@@ -115,7 +115,7 @@ class _Round:
         self.batches = [self.problems[i : i + size] for i in range(0, len(self.problems), size)]
         self.engine = session.serve(round - 1)
         self.policy = session.policy(round - 1, lora=True)
-        self.rules, self.judge = collect.search_rules(session, round), session.judge("train")
+        self.rules, self.judge = collect.search_rules(session, round), session.judge(self.search_stage, "train")
         self.found = _Found()
         self.steps: list[Metrics] = self.store.meta(f"steps/{self.train_stage}", [])
         self.checkpoints = session.out / "checkpoints" / self.train_stage.replace("/", "-")

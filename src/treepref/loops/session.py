@@ -37,7 +37,7 @@ from treepref.tools import Tool, load_tool
 from treepref.tools.masks import forced_mask
 from treepref.training.checkpoints import remove_checkpoints
 from treepref.training.probe import attention_window, probe_packing
-from treepref.types import Cost, Problem, Question
+from treepref.types import Cost, Problem, Question, Tree
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -126,8 +126,10 @@ class Session:
 
     # -- text and tokens
 
-    def check(self, tokens: tuple[int, ...], problem: Problem) -> tuple[str, Verdict]:
-        """A solution's text and whether it is right. What fails to check is noted.
+    def check(self, tokens: tuple[int, ...], problem: Problem, *, stage: str, version: int) -> tuple[str, Verdict]:
+        """A solution's text and whether it is right. What fails to check is noted with the stage that asked.
+
+        `version`: what the solution's tree calls the policy that grew it.
 
         Raises CheckerError where the user's checker fails time and again; what it could not check is then taken back.
         """
@@ -136,14 +138,9 @@ class Session:
         try:
             verdict = self.checker.check(text, problem)
         except CheckerError as error:
-            again, kept = take_back(self.store, self.engine.policy_version)
-            rest = f" {kept} in stages that were done before stay wrong." if kept else ""
-            raise CheckerError(
-                f"{error}\nMend the checker and run the same command again: it goes on from here. No solution that "
-                f"could not be checked was kept as a wrong one ({again} problems are done again).{rest}"
-            ) from None
+            raise CheckerError(f"{error}\n{_taken_back(*take_back(self.store, version))}") from None
         if verdict.error:
-            note_failure(self.store, problem.id, verdict.error)
+            note_failure(self.store, stage, problem.id, verdict.error)
         return text, verdict
 
     @property
@@ -164,10 +161,15 @@ class Session:
             self._checker = checker
         return self._checker
 
-    def judge(self, *splits: str) -> Judge:
-        """Outcomes for training search: +1 for a right solution, −1 for a wrong one (AlphaMath, arXiv 2405.03553)."""
+    def judge(self, stage: str, *splits: str) -> Judge:
+        """Outcomes for a stage's search: +1 for a right solution, −1 for a wrong one (AlphaMath, arXiv 2405.03553)."""
         known = {p.id: p for split in splits for p in self.problems(split)}
-        return lambda tree, tokens: 1.0 if self.check(tokens, known[tree.problem_id])[1].correct else -1.0
+
+        def outcome(tree: Tree, tokens: tuple[int, ...]) -> float:
+            verdict = self.check(tokens, known[tree.problem_id], stage=stage, version=tree.policy_version)[1]
+            return 1.0 if verdict.correct else -1.0
+
+        return outcome
 
     def encode(self, question: Question) -> tuple[int, ...]:
         """The question's prompt as token ids."""
@@ -304,6 +306,17 @@ class Session:
             return self.budget.check(stored + running(), self._disk_bytes)
 
         return stop
+
+
+def _taken_back(again: int, kept: int) -> str:
+    """What becomes of the solutions that could not be checked (see `take_back`)."""
+    said = "Mend the checker and run the same command again: it goes on from here. "
+    if not kept:
+        return f"{said}No solution that could not be checked was kept as a wrong one ({again} problems are done again)."
+    return (
+        f"{said}{again} problems are done again. {kept} solutions that could not be checked stay wrong: their stage is "
+        "done, or training has gone on from their trees."
+    )
 
 
 def _set_threads(threads: int | None) -> None:
