@@ -194,6 +194,33 @@ def test_a_start_that_was_killed_goes_on(tmp_path: Path) -> None:
     Store(tmp_path / "b").close()
 
 
+def early_run(place: Path) -> Path:
+    """A run that was killed before SQLite put its tables into run.db, and whose lock somebody deleted."""
+    place.mkdir()
+    with Store(place / "living") as store:
+        store.set_meta("mine", 1)
+        (place / "run").mkdir()
+        for name in ("run.db", "run.db-wal"):
+            shutil.copy(place / "living" / name, place / "run" / name)
+    assert b"CREATE TABLE stages" not in (place / "run" / "run.db").read_bytes()
+    return place / "run"
+
+
+def test_a_run_that_was_killed_early_needs_no_lock_to_be_known(tmp_path: Path) -> None:
+    with Store(early_run(tmp_path / "a")) as store:
+        assert store.meta("mine") == 1
+    other = early_run(tmp_path / "b")
+    log = (other / "run.db-wal").read_bytes()
+    (other / "run.db-wal").write_bytes(log.replace(b"CREATE TABLE stages", b"CREATE TABLE staged"))
+    before = contents(other)
+    with pytest.raises(StoreError, match="no run of treepref"):
+        Store(other)
+    assert contents(other) == before
+    (early_run(tmp_path / "c") / "run.db").write_text("my own database")
+    with pytest.raises(StoreError, match="no run of treepref"):
+        Store(tmp_path / "c" / "run")
+
+
 def test_what_a_user_keeps_in_a_run_stays(tmp_path: Path) -> None:
     Store(tmp_path / "run").close()
     keep(tmp_path / "run" / "scratch" / "recipe")
