@@ -50,6 +50,16 @@ BROKEN = {
 }
 
 
+@pytest.mark.parametrize(
+    "value", ['{"files": []}', '{"files": {"a": 1}}', '{"commit": 1}', '{"files": {}, "more": 1}', "{}"]
+)
+def test_a_damaged_fingerprint_is_told(place: Path, value: str) -> None:
+    with Store(place / "run") as store, store.transaction():
+        store._db.execute("UPDATE meta SET value = ? WHERE key = 'policy/base'", (value,))
+    done = treepref_command("eval", "run", "--round", "1", "-q", cwd=place)
+    assert done.returncode == 2 and "the fingerprint of base is damaged" in done.stderr
+
+
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_damaged_row_is_told(place: Path, case: str) -> None:
     with Store(place / "run") as store, store.transaction():

@@ -144,10 +144,7 @@ def export_run(run: Path, out_file: Path, *, round: int | None = None) -> tuple[
         if recipe is None:
             raise StoreError(f"{run} holds no recipe: start it with `treepref run`")
         _refuse_foreign(out_file)
-        folders = sorted(folder for folder in run.glob("round-*") if (folder / "tokenizer_config.json").is_file())
-        path, commit = (str(folders[0].absolute()), None) if folders else Policies(store, recipe).base()
-        if folders:
-            Policies(store, recipe).check_tokenizer(folders[0])
+        path, commit = Policies(store, recipe).tokenizer()
         tokenizer = load_tokenizer(path, revision=commit)
         eos = tokenizer.eos_token
         written = export_trl(store, out_file, text_decoder(tokenizer), round=round, eos=eos)

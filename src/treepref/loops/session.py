@@ -253,7 +253,7 @@ class Session:
         if self._engine is not None:
             return self._engine.policy.tokenizer
         if self._tokenizer is None:
-            path, commit = self.policies.source(0)
+            path, commit = self.policies.tokenizer()
             self._tokenizer = load_tokenizer(path, revision=commit)
         return self._tokenizer
 
