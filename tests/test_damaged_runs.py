@@ -46,6 +46,9 @@ BROKEN = {
     "trees": "UPDATE trees SET blob = x'00'",
     "outcomes": "UPDATE outcomes SET row = 'x'",
     "outcomes of another shape": "UPDATE outcomes SET row = '{\"colour\": 1}'",
+    "outcomes without an answer": "UPDATE outcomes SET row = json_remove(row, '$.correct')",
+    "summaries": "UPDATE meta SET value = '[]' WHERE key LIKE 'summary/%'",
+    "summaries of another shape": "UPDATE meta SET value = '{\"round\": 1, \"eval\": []}' WHERE key LIKE 'summary/%'",
     "fingerprints": "UPDATE meta SET value = '[]' WHERE key LIKE 'policy/%'",
 }
 
@@ -58,6 +61,59 @@ def test_a_damaged_fingerprint_is_told(place: Path, value: str) -> None:
         store._db.execute("UPDATE meta SET value = ? WHERE key = 'policy/base'", (value,))
     done = treepref_command("eval", "run", "--round", "1", "-q", cwd=place)
     assert done.returncode == 2 and "the fingerprint of base is damaged" in done.stderr
+
+
+@pytest.mark.parametrize("command", [["report", "run"], ["compare", "run"]])
+def test_an_outcome_that_lacks_a_part_is_told(place: Path, command: list[str]) -> None:
+    with Store(place / "run") as store, store.transaction():
+        store._db.execute(BROKEN["outcomes without an answer"])
+    done = treepref_command(*command, cwd=place)
+    assert done.returncode == 2 and "what round-0/eval/greedy found is damaged" in done.stderr
+
+
+@pytest.mark.parametrize("case", ["summaries", "summaries of another shape"])
+def test_a_damaged_summary_is_told(place: Path, case: str) -> None:
+    with Store(place / "run") as store, store.transaction():
+        store._db.execute(BROKEN[case])
+    done = treepref_command("report", "run", cwd=place)
+    assert done.returncode == 2 and "the summary of round 0 is damaged" in done.stderr
+
+
+def test_a_fork_of_a_damaged_database_is_told(place: Path) -> None:
+    with (place / "run" / "run.db").open("r+b") as file:
+        size = file.seek(0, 2)
+        for page in range(3, size // 4096):  # after the pages of the schema
+            file.seek(page * 4096)
+            file.write(b"\xff" * 64)
+    for command in (["fork", "run", "other", "-q"], ["report", "run"], ["digest", "run"]):
+        done = treepref_command(*command, cwd=place)
+        assert done.returncode == 2 and "run.db" in done.stderr
+    assert not (place / "other").exists()
+
+
+DEEP = "[" * 100_000
+
+
+def test_files_of_others_that_are_nested_deeply_are_refused(place: Path) -> None:
+    (place / "pairs.jsonl").write_text(DEEP)
+    (place / "compared").mkdir()
+    (place / "compared" / "compare.json").write_text(DEEP)
+    for command in (["export", "run", "--out", "pairs.jsonl"], ["compare", "run", "--out", "compared"]):
+        done = treepref_command(*command, cwd=place)
+        assert done.returncode == 2 and "give another --out" in done.stderr
+    (place / "imported").mkdir()
+    (place / "imported" / "treepref.json").write_text(DEEP)
+    (place / "imported" / "thesis.txt").write_text("mine")
+    (place / "m.gguf").write_bytes(b"GGUF" + bytes(100))
+    done = treepref_command("import-gguf", "m.gguf", "imported", cwd=place)
+    assert done.returncode == 2 and "treepref did not put there" in done.stderr
+
+
+def test_an_export_does_not_read_a_line_without_an_end(place: Path) -> None:
+    with (place / "disk.img").open("wb") as file:
+        file.truncate(200 * 2**30)  # sparse
+    done = treepref_command("export", "run", "--out", "disk.img", cwd=place)
+    assert done.returncode == 2 and "give another --out" in done.stderr
 
 
 @pytest.mark.parametrize("case", BROKEN)
@@ -124,6 +180,14 @@ def test_folders_without_a_name_are_no_models(tmp_path: Path, path: str, command
     more = ["-q", "--out", "run"] if command == "run" else []
     done = treepref_command(command, *METHODS["svpo"], f"model.path={path}", *more, cwd=tmp_path)
     assert done.returncode == 2 and path in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("path", ["~nosuchuser/x", "x" * 300, "./" + "x" * 300])
+@pytest.mark.parametrize("command", ["run", "estimate"])
+def test_names_that_no_folder_can_have_are_no_models(tmp_path: Path, path: str, command: str) -> None:
+    more = ["-q", "--out", "run"] if command == "run" else []
+    done = treepref_command(command, *METHODS["svpo"], f"model.path={path}", *more, cwd=tmp_path)
+    assert done.returncode == 2 and path in done.stderr and "neither a folder nor a hub id" in done.stderr, done.stderr
 
 
 def test_the_root_is_no_place_to_write_to(tmp_path: Path) -> None:

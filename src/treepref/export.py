@@ -24,6 +24,9 @@ Decode = Callable[[Sequence[int]], str]
 _OURS = {"prompt", "chosen", "rejected", "problem_id", "policy_version"}
 """Keys by which a file's first row is known to be of an export."""
 
+_ROW_BYTES = 64 * 2**20
+"""No row of an export is longer; more of somebody's file is not read."""
+
 
 @dataclass(frozen=True, slots=True)
 class Exported:
@@ -155,11 +158,11 @@ def _refuse_foreign(file: Path) -> None:
     """Raises StoreError where the file is there and was not written by an export: only such a one is replaced."""
     try:
         with file.open("rb") as stream:
-            first = stream.readline()
+            first = stream.readline(_ROW_BYTES)
         row = json.loads(first) if first else dict.fromkeys(_OURS)
     except FileNotFoundError:
         return
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         row = None
     if not (isinstance(row, dict) and row.keys() >= _OURS):
         raise StoreError(f"{file} is there already and holds no exported pairs: give another --out, or move it away")

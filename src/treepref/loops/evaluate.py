@@ -12,6 +12,7 @@ from treepref.decoding import Decoder
 from treepref.driver import Job, drive
 from treepref.evaluation import Solution, round_summary
 from treepref.loops.session import Session
+from treepref.loops.stored import stored_solutions
 from treepref.models.text import decode
 from treepref.progress import stage_progress
 from treepref.types import Cost, Problem, Tree
@@ -99,9 +100,7 @@ def _check(tree: Tree, decoder: Decoder, problem: Problem, session: Session, sta
 
 def solutions(session: Session, version: int, decoder: str) -> list[Solution]:
     """Stored solutions of a decoder, by problem and sample."""
-    stage = f"round-{version}/eval/{decoder}"
-    with session.store.sound(f"what {stage} found"):
-        return [Solution.from_row(row) for _, _, row in session.store.outcomes(stage)]
+    return stored_solutions(session.store, f"round-{version}/eval/{decoder}")
 
 
 def summarise(session: Session, version: int, names: list[str]) -> dict[str, object]:

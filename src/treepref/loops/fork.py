@@ -14,7 +14,7 @@ from treepref.config import Recipe
 from treepref.errors import RecipeError, StoreError
 from treepref.landing import new_folder
 from treepref.recipe_io import dump_recipe, load_recipe, recipe_changes
-from treepref.run_folder import disk_errors
+from treepref.run_folder import disk_errors, sqlite_errors
 from treepref.store import Store
 
 FREE = (
@@ -87,7 +87,12 @@ def _no_first_search(recipe: Recipe) -> str | None:
 
 def _copy_database(source: Path, target: Path) -> None:
     """A consistent copy without what came after the first search."""
-    with closing(sqlite3.connect(f"file:{source}?mode=ro", uri=True)) as old, closing(sqlite3.connect(target)) as new:
+    uri = f"{source.resolve().as_uri()}?mode=ro"
+    with (
+        sqlite_errors(source.parent),
+        closing(sqlite3.connect(uri, uri=True)) as old,
+        closing(sqlite3.connect(target)) as new,
+    ):
         old.backup(new)
         with new:
             new.execute(f"DELETE FROM stages WHERE NOT ({_KEPT})")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,24 @@ WEIGHT_FILES = (
 )
 MADE = "treepref.json"
 """In every folder that treepref saved: the files that it put there. A folder with any other is not replaced."""
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
+
+
+def folder_or_hub_id(path: str | Path) -> Path | None:
+    """The folder, there or not, that the name of a model stands for; None for a hub id.
+
+    A name that could be both is the folder's where it is there, or where a kill kept it from landing: then it is put
+    back. Raises ModelError for a name that can be neither.
+    """
+    try:
+        folder = Path(path).expanduser().absolute()
+        recover(folder)
+        there = folder.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, of no such user, with a null byte
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(f"model.path {str(path)!r} is neither a folder nor a hub id: {reason}") from None
+    return None if isinstance(path, str) and not there and _HUB_ID.fullmatch(path) else folder
 
 
 def check_model_folder(folder: Path, *, tokenizer_only: bool = False) -> None:
@@ -85,7 +103,7 @@ def _made(folder: Path) -> set[str]:
     """The files that the folder's own note says were saved with it; none where it has no such note."""
     try:
         return set(json.loads((folder / MADE).read_text(encoding="utf-8"))["files"])
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return set()
 
 
