@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from treepref.errors import ModelError, RecipeError, StoreError
 from treepref.models.policy import load_policy, load_tokenizer
 from treepref.models.text import encode_prompt
 from treepref.store import JournalEntry, Store
-from treepref.training.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
-from treepref.training.learner import LearnerSettings
+from treepref.training.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint, told_if_damaged
+from treepref.training.learner import Learner, LearnerSettings
 from treepref.types import Completion, Cost
 
 
@@ -148,6 +149,11 @@ def test_a_damaged_expansion_is_told(tmp_path: Path) -> None:
 # -- checkpoints
 
 
+def tiny_learner() -> Learner:
+    policy = load_policy("builtin:tiny-untrained", device="cpu")
+    return Learner(policy.model, policy.value_head, LearnerSettings())
+
+
 @pytest.mark.parametrize("lost", ["identity", "progress", "weights", "optimizer", "random", "all", "file"])
 def test_a_damaged_checkpoint_is_told(tmp_path: Path, lost: str) -> None:
     good = Checkpoint({"a": 1}, {"steps": 2, "total_steps": 9}, {"w": torch.zeros(2)}, {"state": {}})
@@ -160,6 +166,28 @@ def test_a_damaged_checkpoint_is_told(tmp_path: Path, lost: str) -> None:
     with pytest.raises(StoreError, match=r"no sound checkpoint .*remove it") as caught:
         latest_checkpoint(tmp_path, {"a": 1}, "cpu")
     assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    learner = tiny_learner()
+    run = learner.start(3, identity={}, checkpoints=tmp_path, checkpoint_every=1)
+    run.stop()
+    (file,) = tmp_path.glob("*/state.pt")
+    state = torch.load(file, weights_only=True)
+    torch.save(state | {"weights": {}}, file)
+    with pytest.raises(StoreError, match=f"{re.escape(str(file.parent))} holds no sound checkpoint"):
+        tiny_learner().start(3, identity={}, checkpoints=tmp_path, checkpoint_every=1)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("no memory"), StoreError("told")])
+def test_full_memory_and_what_is_told_already_are_no_damage(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, told_if_damaged(tmp_path):
+        raise error
+    assert caught.value is error
+    if not isinstance(error, torch.OutOfMemoryError):  # the store knows no torch
+        with Store(tmp_path / "run") as store, pytest.raises(type(error)) as caught, store.sound("it"):
+            raise error
+        assert caught.value is error
 
 
 # -- settings

@@ -75,7 +75,7 @@ def test_a_checker_that_raises_stops_the_run_before_anything_is_spent() -> None:
     with pytest.raises(RecipeError) as stopped:
         run(checker)
     told = str(stopped.value)
-    assert "task.checker mychecks:check fails on problem" in told and "Nothing was spent" in told
+    assert "task.checker mychecks:check fails on problem" in told and "Nothing more was spent" in told
     assert "Traceback (most recent call last)" in told and 'mychecks.py", line' in told and "in inner" in told
     assert "KeyError" in told and "worker.py" not in told and "functions.py" not in told, "the user's frames alone"
     with Store(RUN, read_only=True) as store:

@@ -230,11 +230,12 @@ class Store:
         """Whatever goes wrong with what was stored, as a StoreError that names it and says what to do."""
         try:
             yield
+        except (StoreError, MemoryError):  # told already, or no fault of what was stored
+            raise
         except Exception as error:  # damaged data fails in every way there is
-            said = error if isinstance(error, StoreError) else f"{type(error).__name__}: {error}"
             raise StoreError(
-                f"{self.folder}/run.db: {what} is damaged ({said}): restore run.db from a copy, or start another run "
-                "with another --out"
+                f"{self.folder}/run.db: {what} is damaged ({type(error).__name__}: {error}): restore run.db from a "
+                "copy, or start another run with another --out"
             ) from error
 
     def _read(self, text: str, what: str, kind: type = object) -> Any:

@@ -51,6 +51,7 @@ def _run_decoder(session: Session, version: int, decoder: Decoder) -> None:
     if store.stage_done(stage):
         return
     store.start_stage(stage)
+    session.working_on = stage
     problems = {p.id: p for p in session.problems("eval")}
     todo = [p.question for p in problems.values() if not store.has_outcome(stage, p.id)]
     done = len(problems) - len(todo)

@@ -70,8 +70,16 @@ def stops_noted(session: Session) -> Iterator[None]:
         yield
     except BaseException as error:
         with suppress(TreeprefError):  # a full disk, say
-            store.event((unfinished_stages(store) or ["run"])[-1], "error", _told(error))
+            store.event(_stopped_in(session), "error", _told(error))
         raise
+
+
+def _stopped_in(session: Session) -> str:
+    """The stage that was being worked on; between two, the last that was begun and is not done."""
+    unfinished = unfinished_stages(session.store)
+    if session.working_on in unfinished:
+        return session.working_on
+    return unfinished[-1] if unfinished else "run"
 
 
 def _told(error: BaseException) -> str:

@@ -1,11 +1,11 @@
 """An open run: its recipe, store, task and models, each made when it is first needed.
 
-Knows where things are kept and which of them are done; the stages (stages.py) know what to do with them.
+Knows where things are kept and which of them are done; the stages (collect.py, learn.py, evaluate.py and the methods'
+own) know what to do with them.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import islice
@@ -18,7 +18,7 @@ import torch
 from treepref.budget import Budget
 from treepref.config import Recipe
 from treepref.driver import DriveReport
-from treepref.errors import BudgetError, CheckerError, DataError, EngineError, RecipeError, StoreError
+from treepref.errors import BudgetError, CheckerError, DataError, EngineError, StoreError
 from treepref.fingerprint import Fingerprint, fingerprint
 from treepref.loops.unchecked import note_failure, take_back
 from treepref.models.policy import Policy, load_policy, load_tokenizer, merged_state_dict, save_policy
@@ -63,7 +63,8 @@ class Session:
         try:
             self.recipe = self._settle_recipe(loaded)
             self.policies = Policies(self.store, self.recipe)
-            _set_threads(self.recipe.engine.threads)
+            if self.recipe.engine.threads is not None:
+                torch.set_num_threads(self.recipe.engine.threads)
             self.task: Task = load_task(self.recipe.task)
             self._store_problems()
         except BaseException:
@@ -74,6 +75,8 @@ class Session:
         self._checker: Checker | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._tool: Tool | None = None
+        self.working_on: str | None = None
+        """The stage that was begun or gone on with last; a method whose stages go by turns says whose turn it is."""
         self._since_disk_check = 0
         self._disk_bytes = self.store.disk_bytes()
 
@@ -282,6 +285,7 @@ class Session:
         if self.task.own_checker is not None and not self.store.stage_done(stage):
             _ = self.checker  # tried before the stage spends anything
         if self.store.start_stage(stage).status != "done":
+            self.working_on = stage
             return True
         # The life that ended the stage removes its training state, unless it was killed before it came to that.
         remove_checkpoints(self.out / "checkpoints" / stage.replace("/", "-"))
@@ -317,13 +321,3 @@ def _taken_back(again: int, kept: int) -> str:
         f"{said}{again} problems are done again. {kept} solutions that could not be checked stay wrong: their stage is "
         "done, or training has gone on from their trees."
     )
-
-
-def _set_threads(threads: int | None) -> None:
-    """Raises RecipeError for more threads than any machine runs: asked for so many, the system ends the process."""
-    if threads is None:
-        return
-    most = max(1024, 8 * (os.cpu_count() or 1))
-    if threads > most:
-        raise RecipeError(f"engine.threads: {threads:,} is more than can be started here (at most {most:,})")
-    torch.set_num_threads(threads)
