@@ -14,6 +14,7 @@ import torch
 from small_runs import METHODS, contents, copy_model, run_command, treepref_command
 from treepref.errors import StoreError
 from treepref.landing import is_leftover, new_file, new_folder, recover
+from treepref.loops.unchecked import failure_counts, note_failure
 from treepref.models.folder import landing
 from treepref.models.policy import load_policy, save_policy
 from treepref.store import Store
@@ -244,6 +245,29 @@ def test_a_fork_touches_nothing_beside_it(finished: Path) -> None:
     assert treepref_command("fork", "run", "c", "train.lr=1e-5", "-q", cwd=finished).returncode == 2
     for name in ("b.fork", "b.tmp", "c"):
         assert contents(finished / name).keys() == {"thesis.txt"}
+
+
+def test_a_fork_keeps_what_was_said_of_its_own_stages_alone(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    with Store(tmp_path / "run") as store:
+        for stage, error in (
+            ("round-0/eval/greedy", "mine"),
+            ("round-1/eval/greedy", "others"),
+            ("round-2/search", "mine"),
+        ):
+            note_failure(store, stage, "p1", error)
+        store.event("round-0/eval", "error", "the disk was full")
+        store.settle_errors()
+        store.event("run", "error", "budget reached")
+        store.event("problems", "warning", "line 3 skipped")
+    done = treepref_command("fork", "run", "other", "train.lr=1e-5", "-q", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with Store(tmp_path / "other", read_only=True) as store:
+        said = [event.message for event in store.events()]
+        assert failure_counts(store) == {"problem p1: mine": (1, 1)}
+        assert "line 3 skipped" in said and "problem p1: mine" in said
+        assert not any(word in message for message in said for word in ("others", "disk was full", "budget reached"))
+        assert not any(event.level == "error" for event in store.events())
 
 
 def test_an_export_replaces_an_export_alone(finished: Path) -> None:

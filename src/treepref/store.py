@@ -29,6 +29,7 @@ from treepref.search.tree import digest_tree
 from treepref.types import Completion, Cost, Pair, Problem, Tree
 
 SCHEMA = 1
+STOPPED_BEFORE = "stopped here before: "
 PAGE = 64
 """Rows fetched at a time where a table is walked, so that memory stays constant."""
 
@@ -501,7 +502,7 @@ class Store:
                         "DELETE FROM events WHERE stage = ? AND level = 'error' AND message = ?",
                         (event.stage, event.message),
                     )
-                    self.event(event.stage, "info", f"stopped here before: {event.message}")
+                    self.event(event.stage, "info", f"{STOPPED_BEFORE}{event.message}")
 
     # -- the whole run
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from treepref.config import Recipe
 from treepref.errors import RecipeError, StoreError
 from treepref.landing import new_folder
+from treepref.loops.unchecked import forget_other_stages
 from treepref.recipe_io import dump_recipe, load_recipe, recipe_changes
 from treepref.run_folder import disk_errors, sqlite_errors
-from treepref.store import Store
+from treepref.store import STOPPED_BEFORE, Store
 
 FREE = (
     "name", "rounds", "pairs.", "train.", "budget.", "eval.samples", "eval.sbs", "eval.mcts",
@@ -56,6 +57,7 @@ def fork(run: Path, out: Path, overrides: list[str]) -> None:
         with Store(part) as store:
             store.set_meta("recipe", new.recipe.model_dump(mode="json"))
             store.set_meta("forked_from", run.resolve().name)
+            forget_other_stages(store)
 
 
 def _check_copy(run: Path, out: Path, recipe: Recipe) -> None:
@@ -105,4 +107,5 @@ def _copy_database(source: Path, target: Path) -> None:
             new.execute("DELETE FROM meta WHERE key LIKE 'summary/%' AND key != 'summary/0'")
             new.execute("DELETE FROM meta WHERE key LIKE 'policy/round-%' AND key != 'policy/round-0'")
             new.execute("DELETE FROM events WHERE stage LIKE 'round-%' AND stage NOT LIKE 'round-0/%'")
+            new.execute(f"DELETE FROM events WHERE level = 'error' OR message LIKE '{STOPPED_BEFORE}%'")
         new.execute("VACUUM")

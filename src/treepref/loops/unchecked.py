@@ -53,12 +53,27 @@ def take_back(store: Store, policy_version: int) -> tuple[int, int]:
                 for stage, problems in kind["stages"].items()
             }
             kind["stages"] = {stage: problems for stage, problems in left.items() if problems}
-        store.set_meta(_META, {name: kind for name, kind in known.items() if kind["stages"]})
-        store.forget_events("check")
-        for kind in known.values():
-            if kind["stages"]:
-                store.event("check", "warning", kind["message"])
+        _put(store, known)
     return len(again), sum(count for count, _ in failure_counts(store).values())
+
+
+def forget_other_stages(store: Store) -> None:
+    """Forget the failures of stages that the run does not have: those of the run that it was copied from."""
+    known: dict[str, Any] = store.meta(_META, {})
+    here = {stage.name for stage in store.stages()}
+    for kind in known.values():
+        kind["stages"] = {stage: problems for stage, problems in kind["stages"].items() if stage in here}
+    with store.transaction():
+        _put(store, known)
+
+
+def _put(store: Store, known: dict[str, Any]) -> None:
+    """What is left, and the warnings of it."""
+    left = {name: kind for name, kind in known.items() if kind["stages"]}
+    store.set_meta(_META, left)
+    store.forget_events("check")
+    for kind in left.values():
+        store.event("check", "warning", kind["message"])
 
 
 def _kind(error: str) -> str:
