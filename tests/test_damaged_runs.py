@@ -190,6 +190,26 @@ def test_full_memory_and_what_is_told_already_are_no_damage(tmp_path: Path, erro
         assert caught.value is error
 
 
+# -- a run of an older version
+
+
+def test_a_run_whose_answers_an_older_reader_read_says_so_once(place: Path) -> None:
+    def said() -> list[str]:
+        with Store(place / "run", read_only=True) as store:
+            return [event.message for event in store.events() if "older reader" in event.message]
+
+    with Store(place / "run", read_only=True) as store:
+        assert store.meta("reader") == 2
+    assert run_command("svpo", cwd=place).returncode == 0 and said() == []
+    with Store(place / "run") as store, store.transaction():
+        store._db.execute("DELETE FROM meta WHERE key = 'reader'")
+    assert treepref_command("report", "run", cwd=place).returncode == 0 and said() == []
+    for rounds in (1, 2):
+        assert run_command("svpo", f"rounds={rounds}", cwd=place).returncode == 0
+    (message,) = said()
+    assert "round-0/eval" in message and "round-1/search" in message and "not comparable" in message
+
+
 # -- settings
 
 

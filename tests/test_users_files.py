@@ -336,6 +336,25 @@ def test_folders_of_other_trainers_among_the_checkpoints_stay(tmp_path: Path) ->
     assert contents(tmp_path) == before
 
 
+def test_a_file_of_ours_that_a_user_changed_is_not_replaced(place: Path) -> None:
+    policy = load_policy(place / "model", device="cpu")
+    folder = save_policy(policy, place / "saved")
+    save_policy(policy, folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": "mine"}))
+    (place / "m.gguf").write_bytes(b"GGUF" + bytes(100))
+    before = contents(place)
+    with pytest.raises(StoreError, match=r"holds tokenizer_config\.json, which was changed since"):
+        save_policy(policy, folder)
+    done = treepref_command("import-gguf", "m.gguf", "saved", cwd=place)
+    assert done.returncode == 2 and "tokenizer_config.json, which was changed since" in done.stderr
+    assert contents(place) == before
+    note = json.loads((folder / "treepref.json").read_text())
+    (folder / "treepref.json").write_text(json.dumps(note | {"files": list(note["files"])}))  # as older versions did
+    save_policy(policy, folder)
+    assert isinstance(json.loads((folder / "treepref.json").read_text())["files"], dict)
+
+
 def test_the_note_in_a_saved_folder_lists_its_files(place: Path) -> None:
     folder = save_policy(load_policy(place / "model", device="cpu"), place / "saved")
     note = json.loads((folder / "treepref.json").read_text())

@@ -43,6 +43,7 @@ def run_stage(out: Path, stage: str, round: int | None) -> None:
             round = _next_round(session, stage) if round is None else round
             check_stage(session, _order(session), stage, round)
             session.policies.check_all()
+            session.note_reader()
         with nullcontext() if stage == "report" else stops_noted(session):
             stages[stage](session, round or 0)
 
@@ -51,6 +52,7 @@ def _run(session: Session) -> None:
     with session:
         check_sequence(session, _order(session))
         session.policies.check_all()
+        session.note_reader()
         try:
             with stops_noted(session):
                 _algorithm(session.recipe.method)(session)

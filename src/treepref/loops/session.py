@@ -6,6 +6,7 @@ own) know what to do with them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import islice
@@ -44,6 +45,10 @@ if TYPE_CHECKING:
 
     from treepref.engines.torch_engine import TorchEngine
 
+READER = 2
+"""Which rules read answers; a run keeps the number that it began with. Raise it where a change reads them otherwise."""
+_READING = re.compile(r"round-\d+/(search|labels|eval(/.+)?)")
+"""Stages that read answers."""
 DISK_CHECK_TREES = 64
 """The run's size on disk is measured once in so many stops asked for: walking the folder costs more than a token."""
 
@@ -106,6 +111,8 @@ class Session:
         with disk_errors(self.store.folder):
             scratch.write_text(dump_recipe(loaded.recipe), encoding="utf-8")
         land_file(scratch, self.store.folder / "recipe.yaml")
+        if known is None:
+            self.store.set_meta("reader", READER)
         self.store.set_meta("recipe", loaded.recipe.model_dump(mode="json"))
         return loaded.recipe
 
@@ -126,6 +133,20 @@ class Session:
 
     def problems(self, split: str) -> Iterator[Problem]:
         return self.store.problems(split)
+
+    def note_reader(self) -> None:
+        """Say, once, where the run goes on whose answers so far were read by an older version's rules."""
+        if self.store.meta("reader") is not None:
+            return
+        read = [stage.name for stage in self.store.stages() if _READING.fullmatch(stage.name)]
+        with self.store.transaction():
+            self.store.set_meta("reader", READER)
+            if read:
+                said = (
+                    f"answers of {', '.join(read)} were read by an older reader; accuracy before and after is not "
+                    "comparable: start anew with another --out, or compare only what is read from here on"
+                )
+                self.store.event("run", "warning", said)
 
     # -- text and tokens
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from treepref.errors import ModelError, StoreError
+from treepref.fingerprint import hash_of
 from treepref.landing import MARK, clear, new_folder, recover, set_aside
 
 WEIGHT_FILES = (
@@ -24,7 +25,8 @@ WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 MADE = "treepref.json"
-"""In every folder that treepref saved: the files that it put there. A folder with any other is not replaced."""
+"""In every folder that treepref saved: the files that it put there, each with its size and hash. A folder with any
+other, or with one that was changed since, is not replaced."""
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
 
@@ -83,12 +85,16 @@ def refuse_foreign(folder: Path) -> None:
     """Raises StoreError, nothing touched, where `folder` holds anything that treepref did not save there itself."""
     if folder.exists() and not folder.is_dir():
         raise StoreError(f"{folder} is a file: give the name of a folder that is not there yet")
-    known = _made(folder) | {MADE, MARK}
-    strange = next((name for name in _files(folder) if name not in known), None)
-    if strange is not None:
+    known: dict[str, str | None] = _made(folder) | {MADE: None, MARK: None}
+    for name in _files(folder):
+        if name not in known:
+            why = "which treepref did not put there"
+        elif known[name] not in (None, _hash(folder / name)):
+            why = "which was changed since treepref put it there"
+        else:
+            continue
         raise StoreError(
-            f"{folder} holds {strange}, which treepref did not put there, and would be replaced: move it away, or "
-            "give a folder that is not there yet"
+            f"{folder} holds {name}, {why}, and would be replaced: move it away, or give a folder that is not there yet"
         )
 
 
@@ -99,12 +105,24 @@ def _files(folder: Path) -> Iterator[str]:
         yield from (os.path.relpath(os.path.join(root, name), folder) for name in sorted(names + links))
 
 
-def _made(folder: Path) -> set[str]:
-    """The files that the folder's own note says were saved with it; none where it has no such note."""
+def _made(folder: Path) -> dict[str, str | None]:
+    """The files that the folder's own note says were saved with it, and what they were; none without such a note.
+
+    None for a file of which an older version noted the name alone.
+    """
     try:
-        return set(json.loads((folder / MADE).read_text(encoding="utf-8"))["files"])
+        files = json.loads((folder / MADE).read_text(encoding="utf-8"))["files"]
+        return dict(files) if isinstance(files, dict) else dict.fromkeys(files)
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return set()
+        return {}
+
+
+def _hash(path: Path) -> str:
+    """What a file is; empty where it is none that can be read."""
+    try:
+        return hash_of(path)
+    except OSError:
+        return ""
 
 
 @contextmanager
@@ -126,7 +144,7 @@ def landing(folder: Path) -> Iterator[Path]:
             yield partial
             mode = partial.stat().st_mode & 0o666  # what the umask allows; safetensors writes for the owner alone
             files = sorted(p for p in partial.rglob("*") if p.is_file() and p.name != MARK)
-            note = {"made_by": "treepref", "files": [p.relative_to(partial).as_posix() for p in files]}
+            note = {"made_by": "treepref", "files": {p.relative_to(partial).as_posix(): hash_of(p) for p in files}}
             (partial / MADE).write_text(json.dumps(note, indent=1), encoding="utf-8")
             for path in files:
                 path.chmod(mode)
