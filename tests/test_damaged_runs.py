@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from treepref.errors import ModelError, RecipeError, StoreError
 from treepref.models.policy import load_policy, load_tokenizer
 from treepref.models.text import encode_prompt
 from treepref.store import JournalEntry, Store
-from treepref.training.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint
-from treepref.training.learner import LearnerSettings
+from treepref.training.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint, told_if_damaged
+from treepref.training.learner import Learner, LearnerSettings
 from treepref.types import Completion, Cost
 
 
@@ -46,8 +47,74 @@ BROKEN = {
     "trees": "UPDATE trees SET blob = x'00'",
     "outcomes": "UPDATE outcomes SET row = 'x'",
     "outcomes of another shape": "UPDATE outcomes SET row = '{\"colour\": 1}'",
+    "outcomes without an answer": "UPDATE outcomes SET row = json_remove(row, '$.correct')",
+    "summaries": "UPDATE meta SET value = '[]' WHERE key LIKE 'summary/%'",
+    "summaries of another shape": "UPDATE meta SET value = '{\"round\": 1, \"eval\": []}' WHERE key LIKE 'summary/%'",
     "fingerprints": "UPDATE meta SET value = '[]' WHERE key LIKE 'policy/%'",
 }
+
+
+@pytest.mark.parametrize(
+    "value", ['{"files": []}', '{"files": {"a": 1}}', '{"commit": 1}', '{"files": {}, "more": 1}', "{}"]
+)
+def test_a_damaged_fingerprint_is_told(place: Path, value: str) -> None:
+    with Store(place / "run") as store, store.transaction():
+        store._db.execute("UPDATE meta SET value = ? WHERE key = 'policy/base'", (value,))
+    done = treepref_command("eval", "run", "--round", "1", "-q", cwd=place)
+    assert done.returncode == 2 and "the fingerprint of base is damaged" in done.stderr
+
+
+@pytest.mark.parametrize("command", [["report", "run"], ["compare", "run"]])
+def test_an_outcome_that_lacks_a_part_is_told(place: Path, command: list[str]) -> None:
+    with Store(place / "run") as store, store.transaction():
+        store._db.execute(BROKEN["outcomes without an answer"])
+    done = treepref_command(*command, cwd=place)
+    assert done.returncode == 2 and "what round-0/eval/greedy found is damaged" in done.stderr
+
+
+@pytest.mark.parametrize("case", ["summaries", "summaries of another shape"])
+def test_a_damaged_summary_is_told(place: Path, case: str) -> None:
+    with Store(place / "run") as store, store.transaction():
+        store._db.execute(BROKEN[case])
+    done = treepref_command("report", "run", cwd=place)
+    assert done.returncode == 2 and "the summary of round 0 is damaged" in done.stderr
+
+
+def test_a_fork_of_a_damaged_database_is_told(place: Path) -> None:
+    with (place / "run" / "run.db").open("r+b") as file:
+        size = file.seek(0, 2)
+        for page in range(3, size // 4096):  # after the pages of the schema
+            file.seek(page * 4096)
+            file.write(b"\xff" * 64)
+    for command in (["fork", "run", "other", "-q"], ["report", "run"], ["digest", "run"]):
+        done = treepref_command(*command, cwd=place)
+        assert done.returncode == 2 and "run.db" in done.stderr
+    assert not (place / "other").exists()
+
+
+DEEP = "[" * 100_000
+
+
+def test_files_of_others_that_are_nested_deeply_are_refused(place: Path) -> None:
+    (place / "pairs.jsonl").write_text(DEEP)
+    (place / "compared").mkdir()
+    (place / "compared" / "compare.json").write_text(DEEP)
+    for command in (["export", "run", "--out", "pairs.jsonl"], ["compare", "run", "--out", "compared"]):
+        done = treepref_command(*command, cwd=place)
+        assert done.returncode == 2 and "give another --out" in done.stderr
+    (place / "imported").mkdir()
+    (place / "imported" / "treepref.json").write_text(DEEP)
+    (place / "imported" / "thesis.txt").write_text("mine")
+    (place / "m.gguf").write_bytes(b"GGUF" + bytes(100))
+    done = treepref_command("import-gguf", "m.gguf", "imported", cwd=place)
+    assert done.returncode == 2 and "treepref did not put there" in done.stderr
+
+
+def test_an_export_does_not_read_a_line_without_an_end(place: Path) -> None:
+    with (place / "disk.img").open("wb") as file:
+        file.truncate(200 * 2**30)  # sparse
+    done = treepref_command("export", "run", "--out", "disk.img", cwd=place)
+    assert done.returncode == 2 and "give another --out" in done.stderr
 
 
 @pytest.mark.parametrize("case", BROKEN)
@@ -82,6 +149,11 @@ def test_a_damaged_expansion_is_told(tmp_path: Path) -> None:
 # -- checkpoints
 
 
+def tiny_learner() -> Learner:
+    policy = load_policy("builtin:tiny-untrained", device="cpu")
+    return Learner(policy.model, policy.value_head, LearnerSettings())
+
+
 @pytest.mark.parametrize("lost", ["identity", "progress", "weights", "optimizer", "random", "all", "file"])
 def test_a_damaged_checkpoint_is_told(tmp_path: Path, lost: str) -> None:
     good = Checkpoint({"a": 1}, {"steps": 2, "total_steps": 9}, {"w": torch.zeros(2)}, {"state": {}})
@@ -94,6 +166,48 @@ def test_a_damaged_checkpoint_is_told(tmp_path: Path, lost: str) -> None:
     with pytest.raises(StoreError, match=r"no sound checkpoint .*remove it") as caught:
         latest_checkpoint(tmp_path, {"a": 1}, "cpu")
     assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    learner = tiny_learner()
+    run = learner.start(3, identity={}, checkpoints=tmp_path, checkpoint_every=1)
+    run.stop()
+    (file,) = tmp_path.glob("*/state.pt")
+    state = torch.load(file, weights_only=True)
+    torch.save(state | {"weights": {}}, file)
+    with pytest.raises(StoreError, match=f"{re.escape(str(file.parent))} holds no sound checkpoint"):
+        tiny_learner().start(3, identity={}, checkpoints=tmp_path, checkpoint_every=1)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("no memory"), StoreError("told")])
+def test_full_memory_and_what_is_told_already_are_no_damage(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, told_if_damaged(tmp_path):
+        raise error
+    assert caught.value is error
+    if not isinstance(error, torch.OutOfMemoryError):  # the store knows no torch
+        with Store(tmp_path / "run") as store, pytest.raises(type(error)) as caught, store.sound("it"):
+            raise error
+        assert caught.value is error
+
+
+# -- a run of an older version
+
+
+def test_a_run_whose_answers_an_older_reader_read_says_so_once(place: Path) -> None:
+    def said() -> list[str]:
+        with Store(place / "run", read_only=True) as store:
+            return [event.message for event in store.events() if "older reader" in event.message]
+
+    with Store(place / "run", read_only=True) as store:
+        assert store.meta("reader") == 2
+    assert run_command("svpo", cwd=place).returncode == 0 and said() == []
+    with Store(place / "run") as store, store.transaction():
+        store._db.execute("DELETE FROM meta WHERE key = 'reader'")
+    assert treepref_command("report", "run", cwd=place).returncode == 0 and said() == []
+    for rounds in (1, 2):
+        assert run_command("svpo", f"rounds={rounds}", cwd=place).returncode == 0
+    (message,) = said()
+    assert "round-0/eval" in message and "round-1/search" in message and "not comparable" in message
 
 
 # -- settings
@@ -114,6 +228,14 @@ def test_folders_without_a_name_are_no_models(tmp_path: Path, path: str, command
     more = ["-q", "--out", "run"] if command == "run" else []
     done = treepref_command(command, *METHODS["svpo"], f"model.path={path}", *more, cwd=tmp_path)
     assert done.returncode == 2 and path in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("path", ["~nosuchuser/x", "x" * 300, "./" + "x" * 300])
+@pytest.mark.parametrize("command", ["run", "estimate"])
+def test_names_that_no_folder_can_have_are_no_models(tmp_path: Path, path: str, command: str) -> None:
+    more = ["-q", "--out", "run"] if command == "run" else []
+    done = treepref_command(command, *METHODS["svpo"], f"model.path={path}", *more, cwd=tmp_path)
+    assert done.returncode == 2 and path in done.stderr and "neither a folder nor a hub id" in done.stderr, done.stderr
 
 
 def test_the_root_is_no_place_to_write_to(tmp_path: Path) -> None:

@@ -67,8 +67,10 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     "round-1 changed": (lambda p: change_weights(p / "run/round-1"), "changed: model.safetensors"),
     "value head gone": (lambda p: (p / "run/round-1/value_head.safetensors").unlink(), "missing: value_head"),
     "tokenizer changed": (lambda p: change_tokenizer(p / "run/round-1"), "changed: tokenizer.json"),
-    "base changed": (lambda p: change_weights(p / "model"), "is not the one that this run was begun with"),
-    "base deleted": (lambda p: shutil.rmtree(p / "model"), GONE),
+}
+BASES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "changed": (lambda p: change_weights(p / "model"), "is not the one that this run was begun with"),
+    "deleted": (lambda p: shutil.rmtree(p / "model"), GONE),
 }
 
 
@@ -81,6 +83,97 @@ def test_a_policy_that_is_gone_or_changed_is_an_error_with_a_way_out(place: Path
         assert done.returncode == 2 and said in done.stderr and "another --out" in done.stderr, (case, done)
     done = treepref_command("eval", "run", "--round", "1", "-q", cwd=place)
     assert done.returncode == 2 and said in done.stderr
+
+
+def warnings(place: Path) -> list[str]:
+    with Store(place / "run", read_only=True) as store:
+        return [event.message for event in store.events() if event.stage == "run" and event.level == "warning"]
+
+
+@pytest.mark.parametrize("case", BASES)
+def test_a_base_model_that_nothing_loads_any_more_is_warned_of(place: Path, case: str) -> None:
+    act, said = BASES[case]
+    act(place)
+    done = again(place, "rounds=2")
+    assert done.returncode == 0, done.stderr
+    (warning,) = warnings(place)
+    assert said in warning and "Nothing will load it any more" in warning
+    assert again(place, "rounds=2").returncode == 0 and warnings(place) == [warning]
+    for command in (["export", "run"], ["report", "run"]):
+        assert treepref_command(*command, cwd=place).returncode == 0
+
+
+@pytest.mark.parametrize("case", BASES)
+def test_a_base_model_that_is_still_to_be_loaded_is_not(place: Path, case: str) -> None:
+    act, said = BASES[case]
+    with Store(place / "run") as store, store.transaction():
+        store._db.execute("UPDATE stages SET status = 'running' WHERE name = 'round-0/sft'")
+        store._db.execute("DELETE FROM stages WHERE name LIKE 'round-1/%' OR name LIKE 'round-0/eval%'")
+    act(place)
+    done = again(place)
+    assert done.returncode == 2 and said in done.stderr and "another --out" in done.stderr, done
+
+
+@pytest.mark.parametrize("case", BASES)
+def test_a_base_model_without_a_warm_up_is_policy_0(tmp_path: Path, case: str) -> None:
+    place_with_run(tmp_path, "rounds=0")
+    act, said = BASES[case]
+    act(tmp_path)
+    done = run_command("svpo", "rounds=0", cwd=tmp_path)
+    assert done.returncode == 2 and said in done.stderr and "another --out" in done.stderr, done
+
+
+def test_dpo_st_needs_the_base_model_while_rounds_are_left(tmp_path: Path) -> None:
+    copy_model(tmp_path / "model")
+    assert run_command("dpo_st", cwd=tmp_path).returncode == 0
+    shutil.rmtree(tmp_path / "model")
+    shutil.rmtree(tmp_path / "run" / "round-1-dpo")
+    assert run_command("dpo_st", cwd=tmp_path).returncode == 0
+    assert len(warnings(tmp_path)) == 2
+    (tmp_path / "run" / "round-1").rename(tmp_path / "kept")
+    done = run_command("dpo_st", cwd=tmp_path)
+    assert done.returncode == 2 and "round-1/train made, is not there" in done.stderr
+    (tmp_path / "kept").rename(tmp_path / "run" / "round-1")
+    done = run_command("dpo_st", "rounds=2", cwd=tmp_path)
+    assert done.returncode == 2 and "the model model" in done.stderr and GONE in done.stderr
+
+
+def test_a_round_that_another_has_followed_is_warned_of(place: Path) -> None:
+    assert again(place, "rounds=2").returncode == 0
+    change_weights(place / "run" / "round-1")
+    assert again(place, "rounds=3").returncode == 0
+    (warning,) = warnings(place)
+    assert "round-1 is not what round-1/train made" in warning and "Nothing will load it any more" in warning
+    done = treepref_command("fork", "run", "other", "-q", cwd=place)
+    assert done.returncode == 0, done.stderr
+    change_weights(place / "run" / "round-3")
+    assert again(place, "rounds=3").returncode == 2
+
+
+def test_report_and_export_need_a_tokenizer_alone(place: Path) -> None:
+    for name in ("run/round-0", "run/round-1", "model"):
+        (place / name / "model.safetensors").unlink()
+    for command in (["export", "run"], ["report", "run"]):
+        done = treepref_command(*command, cwd=place)
+        assert done.returncode == 0, done.stderr
+    shutil.rmtree(place / "run" / "round-0")
+    shutil.copytree(place / "run" / "round-1", place / "run" / "round-1.tmp")
+    change_tokenizer(place / "run" / "round-1.tmp")
+    for command in (["export", "run"], ["report", "run"]):
+        assert treepref_command(*command, cwd=place).returncode == 0
+    change_tokenizer(place / "run" / "round-1")
+    for command in (["export", "run"], ["report", "run"]):
+        done = treepref_command(*command, cwd=place)
+        assert done.returncode == 2 and "changed: tokenizer.json" in done.stderr, command
+
+
+def test_an_export_takes_no_folder_that_a_kill_left_behind(place: Path) -> None:
+    shutil.copytree(place / "run" / "round-1", place / "run" / "round-1.tmp")
+    shutil.rmtree(place / "run" / "round-0")
+    (place / "run" / "round-1.tmp" / "tokenizer.json").write_text("{}")
+    (place / "run" / "round-1").rename(place / "run" / "round-1.old")
+    done = treepref_command("export", "run", cwd=place)
+    assert done.returncode == 0, "the base model's serves"
 
 
 def test_what_stands_beside_the_weights_may_change(place: Path) -> None:

@@ -78,7 +78,7 @@ def test_injected_steps_are_the_rationale_as_the_policy_would_write_it(tmp_path:
             texts = [decode(policy.tokenizer, step, policy.eos_ids) for step in steps]
             assert all(text.endswith("\n") for text in texts[:-1]) and steps[-1][-1] == policy.eos_id
             tokens = tuple(token for step in steps for token in step)
-            assert session.check(tokens, problem)[1].correct
+            assert session.check(tokens, problem, stage="round-1/search", version=0)[1].correct
         assert all(p.rationale is None for p in session.problems("eval"))
 
 

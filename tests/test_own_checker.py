@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from small_runs import copy_model, run_command
 from treepref import progress
 from treepref.config import TaskConfig
 from treepref.errors import CheckerError, RecipeError
@@ -23,7 +24,7 @@ from treepref.store import Store
 from treepref.tasks.own_checker import FAILED, IN_A_ROW, STOPPED_WORKING, Watch
 from treepref.tasks.task import load_task
 from treepref.tasks.trial import own_solution, try_own_checker
-from treepref.types import Problem
+from treepref.types import Problem, new_tree
 
 RUN = Path("run")
 SMALL = (
@@ -74,7 +75,7 @@ def test_a_checker_that_raises_stops_the_run_before_anything_is_spent() -> None:
     with pytest.raises(RecipeError) as stopped:
         run(checker)
     told = str(stopped.value)
-    assert "task.checker mychecks:check fails on problem" in told and "Nothing was spent" in told
+    assert "task.checker mychecks:check fails on problem" in told and "Nothing more was spent" in told
     assert "Traceback (most recent call last)" in told and 'mychecks.py", line' in told and "in inner" in told
     assert "KeyError" in told and "worker.py" not in told and "functions.py" not in told, "the user's frames alone"
     with Store(RUN, read_only=True) as store:
@@ -198,8 +199,8 @@ def test_failures_are_listed_once_a_kind_with_their_count() -> None:
         store.start_stage("round-0/eval/greedy")
         trace = "ValueError: bad '{}'\nTraceback\n  File \"m.py\", line 3, in check\n    int(text)\nValueError"
         for problem in ("p1", "p2", "p2"):
-            note_failure(store, problem, trace.format(problem))
-        note_failure(store, "p3", "the check took longer than 5 s")
+            note_failure(store, "round-0/eval/greedy", problem, trace.format(problem))
+        note_failure(store, "round-0/eval/greedy", "p3", "the check took longer than 5 s")
         assert [e.message for e in store.events()] == [
             "problem p1: ValueError: bad 'p1'", "problem p3: the check took longer than 5 s",
         ]  # fmt: skip
@@ -216,7 +217,7 @@ def test_only_unfinished_stages_are_taken_back() -> None:
         row = {"problem_id": "p1", "correct": False, "answer": None}
         for stage in ("round-0/eval/greedy", "round-0/eval/samples"):
             store.start_stage(stage)
-            note_failure(store, "p1", "the check took longer than 5 s")
+            note_failure(store, stage, "p1", "the check took longer than 5 s")
             store.put_outcomes(stage, [("p1", 0, row), ("p2", 0, row)])
             if stage.endswith("greedy"):
                 store.finish_stage(stage)
@@ -225,6 +226,71 @@ def test_only_unfinished_stages_are_taken_back() -> None:
         assert json.loads(json.dumps(store.meta("check_failures")))["the check took longer than 5 s"]["stages"] == {
             "round-0/eval/greedy": {"p1": 1}
         }
+
+
+def test_a_search_whose_trees_call_its_policy_otherwise_is_taken_back_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offline, every round's trees call the policy that grew them 0, whatever the engine calls it."""
+    monkeypatch.setattr("treepref.tasks.own_checker.STOPPED_WORKING", 3)
+    copy_model(Path("model"))
+    checker = write_checker("""
+        from pathlib import Path
+        calls = Path("calls")
+        if calls.exists():
+            calls.write_text(calls.read_text() + "x")
+            if not 1 < len(calls.read_text()) < 40:
+                raise LookupError
+        return text.rstrip().endswith(problem.answer)
+    """)
+    more = ["online.enabled=false", checker]
+    assert run_command("mcts_dpo", *more, cwd=Path()).returncode == 0
+    real = try_own_checker
+
+    def tried_before_it_breaks(*arguments) -> str | None:
+        warning = real(*arguments)
+        Path("calls").touch()
+        return warning
+
+    with monkeypatch.context() as patch:
+        patch.setattr("treepref.loops.session.try_own_checker", tried_before_it_breaks)
+        done = run_command("mcts_dpo", *more, "rounds=2", cwd=Path())
+    assert done.returncode == 2 and "No solution that could not be checked was kept" in done.stderr, done
+    with Store(RUN, read_only=True) as store:
+        assert store.count_trees("round-2/search") > 0 and store.meta("check_failures") == {}
+    Path("calls").unlink()
+    assert run_command("mcts_dpo", *more, "rounds=2", cwd=Path()).returncode == 0
+    with Store(RUN, read_only=True) as store:
+        taken = store.digest("round-2/search")
+        store.close()
+    RUN.rename("first")
+    for rounds in (1, 2):
+        assert run_command("mcts_dpo", *more, f"rounds={rounds}", cwd=Path()).returncode == 0
+    with Store(RUN, read_only=True) as store:
+        assert store.digest("round-2/search") == taken, "as if it had never failed"
+
+
+def test_what_cannot_be_taken_back_is_told() -> None:
+    with Store(RUN) as store:
+        store.start_stage("round-1/search")
+        store.start_stage("round-1/train")
+        for problem, version in (("p1", 0), ("p2", 1)):
+            note_failure(store, "round-1/search", problem, "the check took longer than 5 s")
+            store.finish_tree("round-1/search", new_tree(problem, problem, (1,), version))
+        assert take_back(store, 1) == (1, 1)
+        assert [row.key for row in store.tree_rows("round-1/search")] == ["p1"]
+        assert failure_counts(store) == {"problem p1: the check took longer than 5 s": (1, 1)}
+
+
+def test_a_failure_belongs_to_the_stage_that_asked() -> None:
+    with Session(RUN, load_recipe("quickstart", [*SMALL, write_checker("return [][0]")])) as session:
+        session.store.start_stage("round-1/search")
+        session.store.start_stage("round-0/eval/greedy")  # begun later, and left undone by a limit
+        session.serve(0)
+        session._checker = load_task(session.recipe.task).checker().__enter__()
+        session._open.callback(session._checker.__exit__, None, None, None)
+        problem = next(session.problems("train"))
+        assert session.judge("round-1/search", "train")(new_tree(problem.id, problem.id, (1,), 0), (5, 6)) == -1.0
+        (kind,) = session.store.meta("check_failures").values()
+        assert kind["stages"] == {"round-1/search": {problem.id: 1}}
 
 
 def test_the_report_needs_no_checker() -> None:

@@ -121,6 +121,15 @@ def test_every_stage_of_every_method_waits_for_those_before_it(tmp_path: Path, m
         assert allowed("eval", 2) and not allowed("eval", 3)
 
 
+@pytest.mark.parametrize("online", ["true", "false"])
+def test_a_stop_is_noted_with_the_stage_that_it_came_in(tmp_path: Path, online: str) -> None:
+    copy_model(tmp_path / "model")
+    done = run_command("mcts_dpo", "budget.tokens=500", f"online.enabled={online}", cwd=tmp_path)
+    assert done.returncode == 2 and "budget reached" in done.stderr, done.stderr
+    with Store(tmp_path / "run", read_only=True) as store:
+        assert [event.stage for event in store.events() if event.level == "error"] == ["round-1/search"]
+
+
 def test_switched_off_stages_are_said_to_be(tmp_path: Path) -> None:
     copy_model(tmp_path / "model")
     recipe, *overrides = METHODS["dpo_st"]

@@ -14,6 +14,7 @@ import torch
 from small_runs import METHODS, contents, copy_model, run_command, treepref_command
 from treepref.errors import StoreError
 from treepref.landing import is_leftover, new_file, new_folder, recover
+from treepref.loops.unchecked import failure_counts, note_failure
 from treepref.models.folder import landing
 from treepref.models.policy import load_policy, save_policy
 from treepref.store import Store
@@ -194,6 +195,33 @@ def test_a_start_that_was_killed_goes_on(tmp_path: Path) -> None:
     Store(tmp_path / "b").close()
 
 
+def early_run(place: Path) -> Path:
+    """A run that was killed before SQLite put its tables into run.db, and whose lock somebody deleted."""
+    place.mkdir()
+    with Store(place / "living") as store:
+        store.set_meta("mine", 1)
+        (place / "run").mkdir()
+        for name in ("run.db", "run.db-wal"):
+            shutil.copy(place / "living" / name, place / "run" / name)
+    assert b"CREATE TABLE stages" not in (place / "run" / "run.db").read_bytes()
+    return place / "run"
+
+
+def test_a_run_that_was_killed_early_needs_no_lock_to_be_known(tmp_path: Path) -> None:
+    with Store(early_run(tmp_path / "a")) as store:
+        assert store.meta("mine") == 1
+    other = early_run(tmp_path / "b")
+    log = (other / "run.db-wal").read_bytes()
+    (other / "run.db-wal").write_bytes(log.replace(b"CREATE TABLE stages", b"CREATE TABLE staged"))
+    before = contents(other)
+    with pytest.raises(StoreError, match="no run of treepref"):
+        Store(other)
+    assert contents(other) == before
+    (early_run(tmp_path / "c") / "run.db").write_text("my own database")
+    with pytest.raises(StoreError, match="no run of treepref"):
+        Store(tmp_path / "c" / "run")
+
+
 def test_what_a_user_keeps_in_a_run_stays(tmp_path: Path) -> None:
     Store(tmp_path / "run").close()
     keep(tmp_path / "run" / "scratch" / "recipe")
@@ -217,6 +245,29 @@ def test_a_fork_touches_nothing_beside_it(finished: Path) -> None:
     assert treepref_command("fork", "run", "c", "train.lr=1e-5", "-q", cwd=finished).returncode == 2
     for name in ("b.fork", "b.tmp", "c"):
         assert contents(finished / name).keys() == {"thesis.txt"}
+
+
+def test_a_fork_keeps_what_was_said_of_its_own_stages_alone(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    with Store(tmp_path / "run") as store:
+        for stage, error in (
+            ("round-0/eval/greedy", "mine"),
+            ("round-1/eval/greedy", "others"),
+            ("round-2/search", "mine"),
+        ):
+            note_failure(store, stage, "p1", error)
+        store.event("round-0/eval", "error", "the disk was full")
+        store.settle_errors()
+        store.event("run", "error", "budget reached")
+        store.event("problems", "warning", "line 3 skipped")
+    done = treepref_command("fork", "run", "other", "train.lr=1e-5", "-q", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with Store(tmp_path / "other", read_only=True) as store:
+        said = [event.message for event in store.events()]
+        assert failure_counts(store) == {"problem p1: mine": (1, 1)}
+        assert "line 3 skipped" in said and "problem p1: mine" in said
+        assert not any(word in message for message in said for word in ("others", "disk was full", "budget reached"))
+        assert not any(event.level == "error" for event in store.events())
 
 
 def test_an_export_replaces_an_export_alone(finished: Path) -> None:
@@ -283,6 +334,25 @@ def test_folders_of_other_trainers_among_the_checkpoints_stay(tmp_path: Path) ->
     ]  # fmt: skip
     remove_checkpoints(tmp_path)
     assert contents(tmp_path) == before
+
+
+def test_a_file_of_ours_that_a_user_changed_is_not_replaced(place: Path) -> None:
+    policy = load_policy(place / "model", device="cpu")
+    folder = save_policy(policy, place / "saved")
+    save_policy(policy, folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": "mine"}))
+    (place / "m.gguf").write_bytes(b"GGUF" + bytes(100))
+    before = contents(place)
+    with pytest.raises(StoreError, match=r"holds tokenizer_config\.json, which was changed since"):
+        save_policy(policy, folder)
+    done = treepref_command("import-gguf", "m.gguf", "saved", cwd=place)
+    assert done.returncode == 2 and "tokenizer_config.json, which was changed since" in done.stderr
+    assert contents(place) == before
+    note = json.loads((folder / "treepref.json").read_text())
+    (folder / "treepref.json").write_text(json.dumps(note | {"files": list(note["files"])}))  # as older versions did
+    save_policy(policy, folder)
+    assert isinstance(json.loads((folder / "treepref.json").read_text())["files"], dict)
 
 
 def test_the_note_in_a_saved_folder_lists_its_files(place: Path) -> None:

@@ -16,7 +16,6 @@ from typing import Any, get_args
 
 import numpy as np
 
-from treepref.errors import StoreError
 from treepref.search.tree import tree_from_arrays, tree_to_arrays
 from treepref.types import Completion, Finish, Tree
 
@@ -50,7 +49,7 @@ def pack(arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any] | None = None
 
 
 def unpack(blob: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Arrays and meta of a blob that `pack` made. Raises StoreError where the bytes are damaged."""
+    """Arrays and meta of a blob that `pack` made. Raises ValueError where the bytes are damaged."""
     try:
         magic, flags, size = _HEAD.unpack_from(blob)
         if magic != MAGIC:
@@ -69,7 +68,7 @@ def unpack(blob: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             raise ValueError(f"{len(body) - offset} bytes are left over")
         return arrays, header["meta"]
     except (ValueError, KeyError, TypeError, struct.error, zlib.error) as error:
-        raise StoreError(f"a stored blob of {len(blob)} bytes is damaged: {error}") from error
+        raise ValueError(f"a stored blob of {len(blob)} bytes is damaged: {error}") from error
 
 
 def _ragged(rows: Sequence[Sequence[Any] | None], dtype: str) -> tuple[np.ndarray, np.ndarray]:

@@ -24,6 +24,9 @@ Decode = Callable[[Sequence[int]], str]
 _OURS = {"prompt", "chosen", "rejected", "problem_id", "policy_version"}
 """Keys by which a file's first row is known to be of an export."""
 
+_ROW_BYTES = 64 * 2**20
+"""No row of an export is longer; more of somebody's file is not read."""
+
 
 @dataclass(frozen=True, slots=True)
 class Exported:
@@ -144,10 +147,7 @@ def export_run(run: Path, out_file: Path, *, round: int | None = None) -> tuple[
         if recipe is None:
             raise StoreError(f"{run} holds no recipe: start it with `treepref run`")
         _refuse_foreign(out_file)
-        folders = sorted(folder for folder in run.glob("round-*") if (folder / "tokenizer_config.json").is_file())
-        path, commit = (str(folders[0].absolute()), None) if folders else Policies(store, recipe).base()
-        if folders:
-            Policies(store, recipe).check_tokenizer(folders[0])
+        path, commit = Policies(store, recipe).tokenizer()
         tokenizer = load_tokenizer(path, revision=commit)
         eos = tokenizer.eos_token
         written = export_trl(store, out_file, text_decoder(tokenizer), round=round, eos=eos)
@@ -158,11 +158,11 @@ def _refuse_foreign(file: Path) -> None:
     """Raises StoreError where the file is there and was not written by an export: only such a one is replaced."""
     try:
         with file.open("rb") as stream:
-            first = stream.readline()
+            first = stream.readline(_ROW_BYTES)
         row = json.loads(first) if first else dict.fromkeys(_OURS)
     except FileNotFoundError:
         return
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         row = None
     if not (isinstance(row, dict) and row.keys() >= _OURS):
         raise StoreError(f"{file} is there already and holds no exported pairs: give another --out, or move it away")

@@ -11,28 +11,38 @@ Knows file names and bytes; knows no model and no run.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
 WHOLE = 64 * 2**20
 BLOCKS = 64
-_READ = ("*.safetensors", "*.index.json", "pytorch_model*.bin", "config.json", "generation_config.json",
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "*.jinja",
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "*.jinja",
     "chat_template.json", "vocab.json", "vocab.txt", "merges.txt", "*.model", "*.tiktoken", "tekken.json",
 )  # fmt: skip
+"""The files of a model folder that its tokenizer is made of."""
+_READ = ("*.safetensors", "*.index.json", "pytorch_model*.bin", "config.json", "generation_config.json", *TOKENIZER)
 """The files of a model folder that a policy is made of; notes, logs and licences beside them may change."""
 
 Fingerprint = Mapping[str, str]
 """File name → its size and hash, as `SIZE:HASH`."""
 
 
-def fingerprint(folder: Path) -> dict[str, str]:
+def fingerprint(folder: Path, kinds: Sequence[str] = _READ) -> dict[str, str]:
     """The fingerprint of a model folder; empty where there is no folder. Raises OSError where it cannot be read."""
     if not folder.is_dir():
         return {}
-    files = sorted(p for p in folder.iterdir() if p.is_file() and any(fnmatch(p.name, kind) for kind in _READ))
-    return {path.name: _hash(path) for path in files}
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return {path.name: hash_of(path) for path in files if _is_of(path.name, kinds)}
+
+
+def tokenizer_part(known: Fingerprint) -> Fingerprint:
+    """What a fingerprint says of the tokenizer."""
+    return {name: value for name, value in known.items() if _is_of(name, TOKENIZER)}
+
+
+def _is_of(name: str, kinds: Sequence[str]) -> bool:
+    return any(fnmatch(name, kind) for kind in kinds)
 
 
 def differences(known: Fingerprint, found: Fingerprint) -> str:
@@ -45,7 +55,8 @@ def differences(known: Fingerprint, found: Fingerprint) -> str:
     return "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names)
 
 
-def _hash(path: Path) -> str:
+def hash_of(path: Path) -> str:
+    """A file's size and hash, as `SIZE:HASH`. Raises OSError where it cannot be read."""
     size, digest = path.stat().st_size, hashlib.sha256()
     with path.open("rb") as file:
         for start, length in _blocks(size):

@@ -8,13 +8,13 @@ from inside.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from treepref.config import Recipe
 from treepref.errors import StoreError
-from treepref.fingerprint import Fingerprint, differences, fingerprint
+from treepref.fingerprint import TOKENIZER, Fingerprint, differences, fingerprint, tokenizer_part
 from treepref.models.policy import local_folder
 from treepref.run_folder import disk_errors
 from treepref.store import Store
@@ -50,7 +50,8 @@ class Policies:
             name, option = stage.rpartition("/")[2], f" --round {abs(version)}" if version else ""
             command = f"treepref {name} {self._store.folder}{option}"
             raise StoreError(f"{stage} is not done, so its model is not there yet: run `{command}` first")
-        self._check(version, stage)
+        if change := self._change(version, stage):
+            raise StoreError(f"{change}: {_WAY_OUT}")
         return str(self.folder(version)), None
 
     def base(self) -> tuple[str, str | None]:
@@ -58,18 +59,9 @@ class Policies:
 
         Raises StoreError where it is not what the run was begun with.
         """
-        path, known = self._recipe.model.path, self._known("base") if begun(self._store) else None
-        folder = local_folder(path)
-        if folder is None:
-            if known and "files" in known:
-                raise StoreError(f"the model {path} that this run was begun with is not there any more: {_WAY_OUT}")
-            return path, known["commit"] if known else None
-        found = _fingerprint(folder)
-        if known is None:
-            self._remember("base", {"files": found}, f"the model {path}")
-        elif changes := differences(known.get("files", {}), found):
-            raise StoreError(f"the model {path} is not the one that this run was begun with ({changes}): {_WAY_OUT}")
-        return path, None
+        if change := self._base_change():
+            raise StoreError(f"{change}: {_WAY_OUT}")
+        return self._base_source()
 
     def remember_commit(self, commit: str | None) -> None:
         """The hub's commit that the recipe's model was loaded at; later lives load that one."""
@@ -81,17 +73,58 @@ class Policies:
         self._store.set_meta(f"policy/{self.folder(version).name}", {"files": dict(found)})
 
     def check_all(self) -> None:
-        """Raises StoreError where the recipe's model or a policy that a stage made is gone or changed."""
-        self.base()
+        """Raises StoreError where the recipe's model or a policy that a stage made is gone or changed.
+
+        One that nothing would load, neither a stage nor a further round nor a fork, is only warned of.
+        """
+        self._tell(self._base_change(), needed=self._base_needed())
         for version, stage in self._stages():
             if self._store.stage_done(stage):
-                self._check(version, stage)
+                self._tell(self._change(version, stage), needed=self._needed(version))
 
-    def check_tokenizer(self, folder: Path) -> None:
-        """Raises StoreError where a policy's folder, which may serve for its tokenizer alone, is not what it was."""
-        known = self._known(folder.name)
-        if known and (changes := differences(known.get("files", {}), _fingerprint(folder))):
-            raise StoreError(f"{folder} is not what the run made of it ({changes}): {_WAY_OUT}")
+    def tokenizer(self) -> tuple[str, str | None]:
+        """What the run's tokenizer is loaded from, as `source` says it: every policy of a run has the same.
+
+        The first folder that is there: round 0, a later round, the recipe's model. Weights are not looked at. Raises
+        StoreError where none is there, or the first one's tokenizer is not what it was.
+        """
+        for version, stage in self._stages():
+            folder = self.folder(version)
+            if self._store.stage_done(stage) and (found := _fingerprint(folder, TOKENIZER)):
+                self._compare_tokenizer(folder.name, found, str(folder))
+                return str(folder.absolute()), None
+        path, folder = self._recipe.model.path, local_folder(self._recipe.model.path)
+        if folder is None:
+            return self.base()
+        self._compare_tokenizer("base", _fingerprint(folder, TOKENIZER), f"the model {path}")
+        return path, None
+
+    def _compare_tokenizer(self, name: str, found: Fingerprint, shown: str) -> None:
+        known = self._known(name) if begun(self._store) else None
+        if known and (changes := differences(tokenizer_part(known.get("files", {})), found)):
+            raise StoreError(f"the tokenizer of {shown} is not what it was ({changes}): {_WAY_OUT}")
+
+    def _tell(self, change: str | None, *, needed: bool) -> None:
+        if change and needed:
+            raise StoreError(f"{change}: {_WAY_OUT}")
+        if change:
+            self._store.event("run", "warning", f"{change}. Nothing will load it any more, so the run goes on")
+
+    def _base_needed(self) -> bool:
+        """Whether the recipe's model is still to be loaded: after a warm-up only what is trained anew starts there."""
+        recipe, done = self._recipe, self._store.stage_done
+        if not (recipe.warmup.epochs and done("round-0/sft")):
+            return True
+        rounds = range(1, recipe.rounds + 1) if recipe.method == "dpo_st" else ()
+        return not all(done(f"round-{round}/train") for round in rounds)
+
+    def _needed(self, version: int) -> bool:
+        """Whether a stage that is not done, a further round or a fork would load a policy that was made."""
+        done = self._store.stage_done
+        if version < 0:
+            return not done(f"round-{-version}/labels")
+        last = max((k for k, stage in self._stages() if done(stage)), default=0)
+        return version in (0, last) or not done(f"round-{version}/eval")
 
     def _stage(self, version: int) -> str | None:
         """The stage that makes the policy; None: none does, it is the recipe's model."""
@@ -105,19 +138,39 @@ class Policies:
                 if (stage := self._stage(each)) is not None:
                     yield each, stage
 
-    def _check(self, version: int, stage: str) -> None:
+    def _base_source(self) -> tuple[str, str | None]:
+        known = self._known("base") if begun(self._store) else None
+        return self._recipe.model.path, known.get("commit") if known else None
+
+    def _base_change(self) -> str | None:
+        """What became of the recipe's model since the run began; its fingerprint is taken where none is known."""
+        path, known = self._recipe.model.path, self._known("base") if begun(self._store) else None
+        folder = local_folder(path)
+        if folder is None:
+            gone = known and "files" in known
+            return f"the model {path} that this run was begun with is not there any more" if gone else None
+        found = _fingerprint(folder)
+        if known is None:
+            self._remember("base", {"files": found}, f"the model {path}")
+        elif changes := differences(known.get("files", {}), found):
+            return f"the model {path} is not the one that this run was begun with ({changes})"
+        return None
+
+    def _change(self, version: int, stage: str) -> str | None:
+        """What became of a policy since its stage made it; its fingerprint is taken where none is known."""
         folder = self.folder(version)
         if not folder.is_dir():
-            raise StoreError(f"{folder}, which {stage} made, is not there any more: {_WAY_OUT}")
+            return f"{folder}, which {stage} made, is not there any more"
         found, known = _fingerprint(folder), self._known(folder.name)
         if known is None:
             self._remember(folder.name, {"files": found}, str(folder))
         elif changes := differences(known.get("files", {}), found):
-            raise StoreError(f"{folder} is not what {stage} made ({changes}): {_WAY_OUT}")
+            return f"{folder} is not what {stage} made ({changes})"
+        return None
 
     def _known(self, name: str) -> dict[str, Any] | None:
         known = self._store.meta(f"policy/{name}")
-        if known is not None and not (isinstance(known, dict) and known.keys() in ({"files"}, {"commit"})):
+        if known is not None and not _sound(known):
             raise StoreError(f"{self._store.folder}/run.db: the fingerprint of {name} is damaged: {_WAY_OUT}")
         return known
 
@@ -132,6 +185,16 @@ class Policies:
                 self._store.event("run", "info", said)
 
 
-def _fingerprint(folder: Path) -> dict[str, str]:
+def _sound(known: Any) -> bool:
+    """Whether it is a fingerprint as it is stored: of a folder's files, or a hub's commit."""
+    if not isinstance(known, dict) or len(known) != 1:
+        return False
+    files = known.get("files")
+    return isinstance(known.get("commit"), str) or (
+        isinstance(files, dict) and all(isinstance(value, str) for value in files.values())
+    )
+
+
+def _fingerprint(folder: Path, *kinds: Sequence[str]) -> dict[str, str]:
     with disk_errors(folder):
-        return fingerprint(folder)
+        return fingerprint(folder, *kinds)

@@ -53,6 +53,7 @@ def refuse_network(folder: Path) -> None:
 
 _STARTED = frozenset({"run.lock", "run.db", "run.db-wal", "run.db-shm", "run.db-journal", MARK})
 """All that is in a run that was killed before its first table was made."""
+_TABLE, _BLOCK = b"CREATE TABLE stages (name TEXT PRIMARY KEY, status", 2**20
 _HOLDER = re.compile(r"process \d+ on .+\n?")
 """What run.lock says of who holds it, or held it last."""
 
@@ -72,7 +73,7 @@ def refuse_foreign(folder: Path) -> None:
 
 
 def is_run_db(path: Path) -> bool:
-    """Whether the file is a run's database. It is looked at without its write-ahead log, and nothing is written."""
+    """Whether the file is a run's database. Nothing is written, and so its write-ahead log is not put into it."""
     if not path.is_file():
         return False
     try:
@@ -80,7 +81,18 @@ def is_run_db(path: Path) -> bool:
             tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     except sqlite3.Error:
         return False
-    return tables >= {"meta", "problems", "journal", "trees", "stages"}
+    return tables >= {"meta", "problems", "journal", "trees", "stages"} or _in_log(path.with_name(path.name + "-wal"))
+
+
+def _in_log(log: Path) -> bool:
+    """Whether a write-ahead log makes a run's tables: one that was killed early has them nowhere else."""
+    before = b""
+    with contextlib.suppress(OSError), log.open("rb") as file:
+        while block := file.read(_BLOCK):
+            if _TABLE in before + block:
+                return True
+            before = block[-len(_TABLE) :]
+    return False
 
 
 def _text(path: Path) -> str:

@@ -5,15 +5,13 @@ Reads a model's config and no weights; probes the machine for well under a secon
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from treepref.errors import ModelError, TreeprefError
-from treepref.models.folder import needs_own_code
+from treepref.models.folder import folder_or_hub_id, needs_own_code
 
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -58,12 +56,11 @@ def _empty_model(path: str) -> Any:
         from treepref.models.policy import load_policy
 
         return load_policy(path, value_head=False).model
-    is_hub_id = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", path)
-    if not is_hub_id and not Path(path).expanduser().is_dir():
+    folder = folder_or_hub_id(path)
+    if folder is not None and not folder.is_dir():
         raise ModelError(f"model.path {path}: there is no such folder")
     try:
-        source = Path(path).expanduser() if Path(path).expanduser().is_dir() else path
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder or path, trust_remote_code=False)
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # readers of damaged files fail in every way there is

@@ -29,6 +29,7 @@ from treepref.search.tree import digest_tree
 from treepref.types import Completion, Cost, Pair, Problem, Tree
 
 SCHEMA = 1
+STOPPED_BEFORE = "stopped here before: "
 PAGE = 64
 """Rows fetched at a time where a table is walked, so that memory stays constant."""
 
@@ -230,11 +231,12 @@ class Store:
         """Whatever goes wrong with what was stored, as a StoreError that names it and says what to do."""
         try:
             yield
+        except (StoreError, MemoryError):  # told already, or no fault of what was stored
+            raise
         except Exception as error:  # damaged data fails in every way there is
-            said = error if isinstance(error, StoreError) else f"{type(error).__name__}: {error}"
             raise StoreError(
-                f"{self.folder}/run.db: {what} is damaged ({said}): restore run.db from a copy, or start another run "
-                "with another --out"
+                f"{self.folder}/run.db: {what} is damaged ({type(error).__name__}: {error}): restore run.db from a "
+                "copy, or start another run with another --out"
             ) from error
 
     def _read(self, text: str, what: str, kind: type = object) -> Any:
@@ -406,8 +408,11 @@ class Store:
         """Problems that have one."""
         return self._count("(SELECT DISTINCT problem_id FROM outcomes WHERE stage = ?)", stage)
 
-    def forget_problem(self, stage: str, problem_id: str, policy_version: int) -> None:
-        """As if the stage had not come to this problem: its outcomes, its journal, and its trees by that policy."""
+    def forget_problem(self, stage: str, problem_id: str, policy_version: int) -> int:
+        """As if the stage had not come to this problem: its outcomes, its journal, and its trees by that policy.
+
+        Returns how many trees it still has of the problem: those of other policies.
+        """
         with self.transaction():
             self._db.execute("DELETE FROM outcomes WHERE stage = ? AND problem_id = ?", (stage, problem_id))
             for table, column in (("journal", "tree"), ("trees", "problem_id")):
@@ -415,6 +420,7 @@ class Store:
                     f"DELETE FROM {table} WHERE stage = ? AND {column} = ? AND policy_version = ?",
                     (stage, problem_id, policy_version),
                 )
+            return self._count("trees WHERE stage = ? AND problem_id = ?", stage, problem_id)
 
     def has_outcome(self, stage: str, problem_id: str) -> bool:
         return self._one("SELECT 1 FROM outcomes WHERE stage = ? AND problem_id = ?", (stage, problem_id)) is not None
@@ -496,7 +502,7 @@ class Store:
                         "DELETE FROM events WHERE stage = ? AND level = 'error' AND message = ?",
                         (event.stage, event.message),
                     )
-                    self.event(event.stage, "info", f"stopped here before: {event.message}")
+                    self.event(event.stage, "info", f"{STOPPED_BEFORE}{event.message}")
 
     # -- the whole run
 

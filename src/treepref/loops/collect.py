@@ -140,7 +140,7 @@ def search(session: Session, round: int, version: int | None = None) -> None:
             round,
             session.problems("train"),
             search_rules(session, round),
-            session.judge("train"),
+            session.judge(stage, "train"),
             version=round - 1 if version is None else version,
             stop=stop,
             on_progress=lambda p: bar.update(done=done + p.trees, tokens=p.tokens),

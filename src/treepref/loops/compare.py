@@ -22,7 +22,6 @@ from treepref.errors import DataError, StoreError
 from treepref.evaluation import (
     Samples,
     Scores,
-    Solution,
     cost_of_policy,
     distinct_right,
     inference_of,
@@ -31,6 +30,7 @@ from treepref.evaluation import (
     single_scores,
 )
 from treepref.landing import new_file
+from treepref.loops.stored import stored_solutions
 from treepref.report.compare import comparison_markdown, print_comparison, write_comparison
 from treepref.run_folder import disk_errors
 from treepref.store import Store
@@ -77,7 +77,7 @@ def _refuse_foreign(out: Path) -> None:
     try:
         found = json.loads(numbers.read_text(encoding="utf-8")) if numbers.exists() else {"schema": 0, "entries": []}
         ours = isinstance(found, dict) and found.keys() >= {"schema", "entries"}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         ours = False
     if not ours:
         raise StoreError(f"{numbers} is there already and holds no comparison: give another --out, or move it away")
@@ -151,8 +151,7 @@ def _round(store: Store, number: int, decoders: Sequence[str], keys: Mapping[str
     distinct: Mapping[str, float] | None = None
     for decoder in decoders:
         stage = f"round-{number}/eval/{decoder}"
-        with store.sound(f"what {stage} found"):
-            rows = [Solution.from_row(row) for _, _, row in store.outcomes(stage)]
+        rows = stored_solutions(store, stage)
         if decoder != "samples":
             scores = single_scores(rows, needs_value=decoder != "greedy")
             methods |= {} if scores is None else {decoder: _keyed(scores, keys)}

@@ -24,6 +24,7 @@ from treepref.loops import collect, learn
 from treepref.loops.evaluate import evaluate
 from treepref.loops.order import Order
 from treepref.loops.session import Session
+from treepref.loops.stored import stored_summary
 from treepref.preferences import is_right
 from treepref.progress import stage_progress
 from treepref.search.sampling import Sampling
@@ -148,7 +149,7 @@ def pseudo_labels(session: Session, round: int) -> list[tuple[Tree, list[Node]]]
 def _stop(session: Session, round: int) -> bool:
     """Whether the rounds end here, and say so. Judged on the eval split, as the paper judges on a validation set."""
     patience = session.recipe.self_training.patience
-    accuracies = [session.store.meta(f"summary/{k}")["eval"]["greedy"]["accuracy"] for k in range(round + 1)]
+    accuracies = [_greedy_accuracy(session, k) for k in range(round + 1)]
     if round == session.recipe.rounds or improves(accuracies, patience):
         return False
     best = max(range(round + 1), key=lambda k: (accuracies[k], -k))
@@ -157,6 +158,12 @@ def _stop(session: Session, round: int) -> bool:
         f"stopped after round {round}: no better greedy accuracy in {patience} round(s); round {best} is the best",
     )  # fmt: skip
     return True
+
+
+def _greedy_accuracy(session: Session, round: int) -> float:
+    found = stored_summary(session.store, round)
+    with session.store.sound(f"the summary of round {round}"):
+        return found["eval"]["greedy"]["accuracy"]  # type: ignore[index]
 
 
 def improves(accuracies: Sequence[float], patience: int) -> bool:
@@ -186,7 +193,7 @@ def _sample(
     if not session.begin(stage):
         return
     engine, store, recipe = session.serve(version), session.store, session.recipe
-    judge = session.judge(*POOLS)
+    judge = session.judge(stage, *POOLS)
     total, done = sum(map(store.count_problems, POOLS)), store.count_trees(stage)
     before = engine.cost + Cost()
     stop = session.stop_reason(lambda: engine.cost - before)

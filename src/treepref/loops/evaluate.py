@@ -12,6 +12,7 @@ from treepref.decoding import Decoder
 from treepref.driver import Job, drive
 from treepref.evaluation import Solution, round_summary
 from treepref.loops.session import Session
+from treepref.loops.stored import stored_solutions
 from treepref.models.text import decode
 from treepref.progress import stage_progress
 from treepref.types import Cost, Problem, Tree
@@ -50,6 +51,7 @@ def _run_decoder(session: Session, version: int, decoder: Decoder) -> None:
     if store.stage_done(stage):
         return
     store.start_stage(stage)
+    session.working_on = stage
     problems = {p.id: p for p in session.problems("eval")}
     todo = [p.question for p in problems.values() if not store.has_outcome(stage, p.id)]
     done = len(problems) - len(todo)
@@ -57,7 +59,7 @@ def _run_decoder(session: Session, version: int, decoder: Decoder) -> None:
     stop = session.stop_reason(lambda: engine.cost - before)
 
     def keep(job: Job) -> None:
-        rows = [s.as_row() for s in _check(job.tree, decoder, problems[job.tree.problem_id], session)]
+        rows = [s.as_row() for s in _check(job.tree, decoder, problems[job.tree.problem_id], session, stage)]
         with store.transaction():
             store.put_outcomes(stage, [(job.tree.problem_id, row["sample"], row) for row in rows])
             store.finish_tree(stage, job.tree, keep=False)
@@ -78,7 +80,7 @@ def _run_decoder(session: Session, version: int, decoder: Decoder) -> None:
     store.finish_stage(stage)
 
 
-def _check(tree: Tree, decoder: Decoder, problem: Problem, session: Session) -> Iterable[Solution]:
+def _check(tree: Tree, decoder: Decoder, problem: Problem, session: Session, stage: str) -> Iterable[Solution]:
     """The tree's answers against the problem's."""
     for sample, answer in enumerate(decoding.answers(decoder, tree)):
         if answer is None or answer.finish != "eos":
@@ -90,7 +92,7 @@ def _check(tree: Tree, decoder: Decoder, problem: Problem, session: Session) -> 
                 strict=False,
             )  # fmt: skip
             continue
-        text, verdict = session.check(answer.tokens, problem)
+        text, verdict = session.check(answer.tokens, problem, stage=stage, version=tree.policy_version)
         yield Solution(
             problem.id, sample, verdict.correct, verdict.answer, answer.generated, answer.scored, answer.value,
             answer.finish, text, answer.forced, verdict.strict,
@@ -99,9 +101,7 @@ def _check(tree: Tree, decoder: Decoder, problem: Problem, session: Session) -> 
 
 def solutions(session: Session, version: int, decoder: str) -> list[Solution]:
     """Stored solutions of a decoder, by problem and sample."""
-    stage = f"round-{version}/eval/{decoder}"
-    with session.store.sound(f"what {stage} found"):
-        return [Solution.from_row(row) for _, _, row in session.store.outcomes(stage)]
+    return stored_solutions(session.store, f"round-{version}/eval/{decoder}")
 
 
 def summarise(session: Session, version: int, names: list[str]) -> dict[str, object]:

@@ -13,9 +13,10 @@ from pathlib import Path
 from treepref.config import Recipe
 from treepref.errors import RecipeError, StoreError
 from treepref.landing import new_folder
+from treepref.loops.unchecked import forget_other_stages
 from treepref.recipe_io import dump_recipe, load_recipe, recipe_changes
-from treepref.run_folder import disk_errors
-from treepref.store import Store
+from treepref.run_folder import disk_errors, sqlite_errors
+from treepref.store import STOPPED_BEFORE, Store
 
 FREE = (
     "name", "rounds", "pairs.", "train.", "budget.", "eval.samples", "eval.sbs", "eval.mcts",
@@ -56,6 +57,7 @@ def fork(run: Path, out: Path, overrides: list[str]) -> None:
         with Store(part) as store:
             store.set_meta("recipe", new.recipe.model_dump(mode="json"))
             store.set_meta("forked_from", run.resolve().name)
+            forget_other_stages(store)
 
 
 def _check_copy(run: Path, out: Path, recipe: Recipe) -> None:
@@ -87,7 +89,12 @@ def _no_first_search(recipe: Recipe) -> str | None:
 
 def _copy_database(source: Path, target: Path) -> None:
     """A consistent copy without what came after the first search."""
-    with closing(sqlite3.connect(f"file:{source}?mode=ro", uri=True)) as old, closing(sqlite3.connect(target)) as new:
+    uri = f"{source.resolve().as_uri()}?mode=ro"
+    with (
+        sqlite_errors(source.parent),
+        closing(sqlite3.connect(uri, uri=True)) as old,
+        closing(sqlite3.connect(target)) as new,
+    ):
         old.backup(new)
         with new:
             new.execute(f"DELETE FROM stages WHERE NOT ({_KEPT})")
@@ -100,4 +107,5 @@ def _copy_database(source: Path, target: Path) -> None:
             new.execute("DELETE FROM meta WHERE key LIKE 'summary/%' AND key != 'summary/0'")
             new.execute("DELETE FROM meta WHERE key LIKE 'policy/round-%' AND key != 'policy/round-0'")
             new.execute("DELETE FROM events WHERE stage LIKE 'round-%' AND stage NOT LIKE 'round-0/%'")
+            new.execute(f"DELETE FROM events WHERE level = 'error' OR message LIKE '{STOPPED_BEFORE}%'")
         new.execute("VACUUM")

@@ -115,7 +115,7 @@ class _Round:
         self.batches = [self.problems[i : i + size] for i in range(0, len(self.problems), size)]
         self.engine = session.serve(round - 1)
         self.policy = session.policy(round - 1, lora=True)
-        self.rules, self.judge = collect.search_rules(session, round), session.judge("train")
+        self.rules, self.judge = collect.search_rules(session, round), session.judge(self.search_stage, "train")
         self.found = _Found()
         self.steps: list[Metrics] = self.store.meta(f"steps/{self.train_stage}", [])
         self.checkpoints = session.out / "checkpoints" / self.train_stage.replace("/", "-")
@@ -169,6 +169,7 @@ class _Round:
 
     def search(self, batch: int, bar: Progress) -> None:
         """Grow the batch's trees with the policy as it stands; those that are stored stay as they are."""
+        self.session.working_on = self.search_stage
         self._check_budget()
         todo = [p for p in self.batches[batch] if not self.store.has_tree(self.search_stage, p.id)]
         if not todo:
@@ -195,6 +196,7 @@ class _Round:
 
     def update(self, batch: int) -> None:
         """One optimizer step on the batch's pairs; a batch without any counts as a step that changes nothing."""
+        self.session.working_on = self.train_stage
         train = self.session.recipe.train
         examples = []
         for tree, pairs in self._trees(batch):
@@ -308,6 +310,7 @@ class _Round:
             raise BudgetError(reason)
 
     def _too_few(self, outcome: str) -> None:
+        self.session.working_on = f"round-{self.round}/pairs"
         self.store.put_pairs(self.round, self.found.pairs)
         wanted = self.session.recipe.pairs.min_problems
         read = search_reading(self.session, self.search_stage)

@@ -11,6 +11,7 @@ from typing import Any
 
 from treepref.evaluation import Solution
 from treepref.loops.session import Session
+from treepref.loops.stored import stored_solutions
 from treepref.models.text import decode
 from treepref.preferences import is_right
 from treepref.reading import Attempt, Outcome, Reading
@@ -24,7 +25,7 @@ READ_TREES = 256
 def evaluation_reading(session: Session, stage: str) -> Reading:
     """The stored solutions of one decoder, e.g. `round-0/eval/greedy`, as far as it has come."""
     gold = {problem.id: problem.answer for problem in session.problems("eval")}
-    rows = (Solution.from_row(row) for _, _, row in session.store.outcomes(stage))
+    rows = stored_solutions(session.store, stage)
     return Reading.of(
         Attempt(row.problem_id, _outcome(session, row), row.text, row.answer, gold.get(row.problem_id, ""))
         for row in rows

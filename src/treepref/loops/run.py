@@ -43,6 +43,7 @@ def run_stage(out: Path, stage: str, round: int | None) -> None:
             round = _next_round(session, stage) if round is None else round
             check_stage(session, _order(session), stage, round)
             session.policies.check_all()
+            session.note_reader()
         with nullcontext() if stage == "report" else stops_noted(session):
             stages[stage](session, round or 0)
 
@@ -51,6 +52,7 @@ def _run(session: Session) -> None:
     with session:
         check_sequence(session, _order(session))
         session.policies.check_all()
+        session.note_reader()
         try:
             with stops_noted(session):
                 _algorithm(session.recipe.method)(session)
@@ -70,8 +72,16 @@ def stops_noted(session: Session) -> Iterator[None]:
         yield
     except BaseException as error:
         with suppress(TreeprefError):  # a full disk, say
-            store.event((unfinished_stages(store) or ["run"])[-1], "error", _told(error))
+            store.event(_stopped_in(session), "error", _told(error))
         raise
+
+
+def _stopped_in(session: Session) -> str:
+    """The stage that was being worked on; between two, the last that was begun and is not done."""
+    unfinished = unfinished_stages(session.store)
+    if session.working_on in unfinished:
+        return session.working_on
+    return unfinished[-1] if unfinished else "run"
 
 
 def _told(error: BaseException) -> str:

@@ -1,11 +1,12 @@
 """An open run: its recipe, store, task and models, each made when it is first needed.
 
-Knows where things are kept and which of them are done; the stages (stages.py) know what to do with them.
+Knows where things are kept and which of them are done; the stages (collect.py, learn.py, evaluate.py and the methods'
+own) know what to do with them.
 """
 
 from __future__ import annotations
 
-import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import islice
@@ -18,7 +19,7 @@ import torch
 from treepref.budget import Budget
 from treepref.config import Recipe
 from treepref.driver import DriveReport
-from treepref.errors import BudgetError, CheckerError, DataError, EngineError, RecipeError, StoreError
+from treepref.errors import BudgetError, CheckerError, DataError, EngineError, StoreError
 from treepref.fingerprint import Fingerprint, fingerprint
 from treepref.loops.unchecked import note_failure, take_back
 from treepref.models.policy import Policy, load_policy, load_tokenizer, merged_state_dict, save_policy
@@ -37,13 +38,17 @@ from treepref.tools import Tool, load_tool
 from treepref.tools.masks import forced_mask
 from treepref.training.checkpoints import remove_checkpoints
 from treepref.training.probe import attention_window, probe_packing
-from treepref.types import Cost, Problem, Question
+from treepref.types import Cost, Problem, Question, Tree
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from treepref.engines.torch_engine import TorchEngine
 
+READER = 2
+"""Which rules read answers; a run keeps the number that it began with. Raise it where a change reads them otherwise."""
+_READING = re.compile(r"round-\d+/(search|labels|eval(/.+)?)")
+"""Stages that read answers."""
 DISK_CHECK_TREES = 64
 """The run's size on disk is measured once in so many stops asked for: walking the folder costs more than a token."""
 
@@ -63,7 +68,8 @@ class Session:
         try:
             self.recipe = self._settle_recipe(loaded)
             self.policies = Policies(self.store, self.recipe)
-            _set_threads(self.recipe.engine.threads)
+            if self.recipe.engine.threads is not None:
+                torch.set_num_threads(self.recipe.engine.threads)
             self.task: Task = load_task(self.recipe.task)
             self._store_problems()
         except BaseException:
@@ -74,6 +80,8 @@ class Session:
         self._checker: Checker | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._tool: Tool | None = None
+        self.working_on: str | None = None
+        """The stage that was begun or gone on with last; a method whose stages go by turns says whose turn it is."""
         self._since_disk_check = 0
         self._disk_bytes = self.store.disk_bytes()
 
@@ -103,6 +111,8 @@ class Session:
         with disk_errors(self.store.folder):
             scratch.write_text(dump_recipe(loaded.recipe), encoding="utf-8")
         land_file(scratch, self.store.folder / "recipe.yaml")
+        if known is None:
+            self.store.set_meta("reader", READER)
         self.store.set_meta("recipe", loaded.recipe.model_dump(mode="json"))
         return loaded.recipe
 
@@ -124,10 +134,26 @@ class Session:
     def problems(self, split: str) -> Iterator[Problem]:
         return self.store.problems(split)
 
+    def note_reader(self) -> None:
+        """Say, once, where the run goes on whose answers so far were read by an older version's rules."""
+        if self.store.meta("reader") is not None:
+            return
+        read = [stage.name for stage in self.store.stages() if _READING.fullmatch(stage.name)]
+        with self.store.transaction():
+            self.store.set_meta("reader", READER)
+            if read:
+                said = (
+                    f"answers of {', '.join(read)} were read by an older reader; accuracy before and after is not "
+                    "comparable: start anew with another --out, or compare only what is read from here on"
+                )
+                self.store.event("run", "warning", said)
+
     # -- text and tokens
 
-    def check(self, tokens: tuple[int, ...], problem: Problem) -> tuple[str, Verdict]:
-        """A solution's text and whether it is right. What fails to check is noted.
+    def check(self, tokens: tuple[int, ...], problem: Problem, *, stage: str, version: int) -> tuple[str, Verdict]:
+        """A solution's text and whether it is right. What fails to check is noted with the stage that asked.
+
+        `version`: what the solution's tree calls the policy that grew it.
 
         Raises CheckerError where the user's checker fails time and again; what it could not check is then taken back.
         """
@@ -136,14 +162,9 @@ class Session:
         try:
             verdict = self.checker.check(text, problem)
         except CheckerError as error:
-            again, kept = take_back(self.store, self.engine.policy_version)
-            rest = f" {kept} in stages that were done before stay wrong." if kept else ""
-            raise CheckerError(
-                f"{error}\nMend the checker and run the same command again: it goes on from here. No solution that "
-                f"could not be checked was kept as a wrong one ({again} problems are done again).{rest}"
-            ) from None
+            raise CheckerError(f"{error}\n{_taken_back(*take_back(self.store, version))}") from None
         if verdict.error:
-            note_failure(self.store, problem.id, verdict.error)
+            note_failure(self.store, stage, problem.id, verdict.error)
         return text, verdict
 
     @property
@@ -164,10 +185,15 @@ class Session:
             self._checker = checker
         return self._checker
 
-    def judge(self, *splits: str) -> Judge:
-        """Outcomes for training search: +1 for a right solution, −1 for a wrong one (AlphaMath, arXiv 2405.03553)."""
+    def judge(self, stage: str, *splits: str) -> Judge:
+        """Outcomes for a stage's search: +1 for a right solution, −1 for a wrong one (AlphaMath, arXiv 2405.03553)."""
         known = {p.id: p for split in splits for p in self.problems(split)}
-        return lambda tree, tokens: 1.0 if self.check(tokens, known[tree.problem_id])[1].correct else -1.0
+
+        def outcome(tree: Tree, tokens: tuple[int, ...]) -> float:
+            verdict = self.check(tokens, known[tree.problem_id], stage=stage, version=tree.policy_version)[1]
+            return 1.0 if verdict.correct else -1.0
+
+        return outcome
 
     def encode(self, question: Question) -> tuple[int, ...]:
         """The question's prompt as token ids."""
@@ -251,7 +277,7 @@ class Session:
         if self._engine is not None:
             return self._engine.policy.tokenizer
         if self._tokenizer is None:
-            path, commit = self.policies.source(0)
+            path, commit = self.policies.tokenizer()
             self._tokenizer = load_tokenizer(path, revision=commit)
         return self._tokenizer
 
@@ -280,6 +306,7 @@ class Session:
         if self.task.own_checker is not None and not self.store.stage_done(stage):
             _ = self.checker  # tried before the stage spends anything
         if self.store.start_stage(stage).status != "done":
+            self.working_on = stage
             return True
         # The life that ended the stage removes its training state, unless it was killed before it came to that.
         remove_checkpoints(self.out / "checkpoints" / stage.replace("/", "-"))
@@ -306,11 +333,12 @@ class Session:
         return stop
 
 
-def _set_threads(threads: int | None) -> None:
-    """Raises RecipeError for more threads than any machine runs: asked for so many, the system ends the process."""
-    if threads is None:
-        return
-    most = max(1024, 8 * (os.cpu_count() or 1))
-    if threads > most:
-        raise RecipeError(f"engine.threads: {threads:,} is more than can be started here (at most {most:,})")
-    torch.set_num_threads(threads)
+def _taken_back(again: int, kept: int) -> str:
+    """What becomes of the solutions that could not be checked (see `take_back`)."""
+    said = "Mend the checker and run the same command again: it goes on from here. "
+    if not kept:
+        return f"{said}No solution that could not be checked was kept as a wrong one ({again} problems are done again)."
+    return (
+        f"{said}{again} problems are done again. {kept} solutions that could not be checked stay wrong: their stage is "
+        "done, or training has gone on from their trees."
+    )

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from treepref.evaluation import JudgedNode, inference_of, results_document, self_evaluation_quality
 from treepref.loops.reading import evaluation_reading, problem_of, search_summary
 from treepref.loops.session import Session
+from treepref.loops.stored import stored_summary
 from treepref.loops.unchecked import failure_counts
 from treepref.models.text import decode
 from treepref.report.data import ReportData
@@ -74,7 +75,7 @@ def report(session: Session, console: Console | None = None) -> Path | None:
 def results_of(session: Session, readings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """results.json as it stands; `readings` are those of `greedy_readings`."""
     recipe, store = session.recipe, session.store
-    found = (store.meta(f"summary/{k}") for k in range(recipe.rounds + 1))
+    found = (stored_summary(store, k) for k in range(recipe.rounds + 1))
     costs, problems = store.costs(), store.count_problems("eval")
     examples = {reading["round"]: reading["examples"] for reading in readings}
     rounds: list[Mapping[str, Any]] = [

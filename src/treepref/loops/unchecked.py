@@ -5,22 +5,19 @@ Knows the store alone: neither what checks nor what was checked.
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from treepref.store import Store
 
 _META = "check_failures"
-_CHECKING = re.compile(r"round-\d+/(search|labels|eval/.+)")
-"""Stages whose solutions are checked."""
 
 
-def note_failure(store: Store, problem_id: str, error: str) -> None:
-    """Count a failed check. The first of its kind becomes a warning with its problem; the others are added to it."""
+def note_failure(store: Store, stage: str, problem_id: str, error: str) -> None:
+    """Count a failed check of a stage. The first of its kind becomes a warning with its problem; others are added."""
     known: dict[str, Any] = store.meta(_META, {})
     first = f"problem {problem_id}: {error.splitlines()[0]}"
     kind = known.setdefault(_kind(error), {"message": first, "stages": {}})
-    problems = kind["stages"].setdefault(_stage(store), {})
+    problems = kind["stages"].setdefault(stage, {})
     problems[problem_id] = problems.get(problem_id, 0) + 1
     with store.transaction():
         store.set_meta(_META, known)
@@ -39,24 +36,44 @@ def failure_counts(store: Store) -> dict[str, tuple[int, int]]:
 def take_back(store: Store, policy_version: int) -> tuple[int, int]:
     """Forget what unfinished stages hold of problems with a solution that could not be checked, which counts as wrong.
 
-    Returns (problems that will be done again, solutions that stay wrong because their stage is done). Trees that
-    another policy grew stay: an update may have been made on them.
+    Returns (problems that will be done again, solutions that stay wrong). Those of stages that are done stay, and those
+    in trees that another policy grew: an update may have been made on them.
     """
     known: dict[str, Any] = store.meta(_META, {})
-    again: set[tuple[str, str]] = set()
+    failed = {(stage, p) for kind in known.values() for stage, problems in kind["stages"].items() for p in problems}
     with store.transaction():
+        again = {
+            (stage, problem)
+            for stage, problem in failed
+            if not store.stage_done(stage) and not store.forget_problem(stage, problem, policy_version)
+        }
         for kind in known.values():
-            for stage in [name for name in kind["stages"] if not store.stage_done(name)]:
-                problems = kind["stages"].pop(stage)
-                again |= {(stage, problem) for problem in problems}
-        for stage, problem in again:
-            store.forget_problem(stage, problem, policy_version)
-        store.set_meta(_META, {name: kind for name, kind in known.items() if kind["stages"]})
-        store.forget_events("check")
-        for kind in known.values():
-            if kind["stages"]:
-                store.event("check", "warning", kind["message"])
+            left = {
+                stage: {problem: count for problem, count in problems.items() if (stage, problem) not in again}
+                for stage, problems in kind["stages"].items()
+            }
+            kind["stages"] = {stage: problems for stage, problems in left.items() if problems}
+        _put(store, known)
     return len(again), sum(count for count, _ in failure_counts(store).values())
+
+
+def forget_other_stages(store: Store) -> None:
+    """Forget the failures of stages that the run does not have: those of the run that it was copied from."""
+    known: dict[str, Any] = store.meta(_META, {})
+    here = {stage.name for stage in store.stages()}
+    for kind in known.values():
+        kind["stages"] = {stage: problems for stage, problems in kind["stages"].items() if stage in here}
+    with store.transaction():
+        _put(store, known)
+
+
+def _put(store: Store, known: dict[str, Any]) -> None:
+    """What is left, and the warnings of it."""
+    left = {name: kind for name, kind in known.items() if kind["stages"]}
+    store.set_meta(_META, left)
+    store.forget_events("check")
+    for kind in left.values():
+        store.event("check", "warning", kind["message"])
 
 
 def _kind(error: str) -> str:
@@ -64,8 +81,3 @@ def _kind(error: str) -> str:
     lines = error.splitlines()
     places = [line.strip() for line in lines[1:] if line.startswith('  File "')]
     return " ".join([lines[0].partition(":")[0], *places[-1:]])
-
-
-def _stage(store: Store) -> str:
-    running = [stage.name for stage in store.stages() if stage.status != "done" and _CHECKING.fullmatch(stage.name)]
-    return running[-1] if running else "run"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from treepref.errors import ModelError, StoreError
+from treepref.fingerprint import hash_of
 from treepref.landing import MARK, clear, new_folder, recover, set_aside
 
 WEIGHT_FILES = (
@@ -23,8 +25,26 @@ WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 MADE = "treepref.json"
-"""In every folder that treepref saved: the files that it put there. A folder with any other is not replaced."""
+"""In every folder that treepref saved: the files that it put there, each with its size and hash. A folder with any
+other, or with one that was changed since, is not replaced."""
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
+
+
+def folder_or_hub_id(path: str | Path) -> Path | None:
+    """The folder, there or not, that the name of a model stands for; None for a hub id.
+
+    A name that could be both is the folder's where it is there, or where a kill kept it from landing: then it is put
+    back. Raises ModelError for a name that can be neither.
+    """
+    try:
+        folder = Path(path).expanduser().absolute()
+        recover(folder)
+        there = folder.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, of no such user, with a null byte
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(f"model.path {str(path)!r} is neither a folder nor a hub id: {reason}") from None
+    return None if isinstance(path, str) and not there and _HUB_ID.fullmatch(path) else folder
 
 
 def check_model_folder(folder: Path, *, tokenizer_only: bool = False) -> None:
@@ -65,12 +85,16 @@ def refuse_foreign(folder: Path) -> None:
     """Raises StoreError, nothing touched, where `folder` holds anything that treepref did not save there itself."""
     if folder.exists() and not folder.is_dir():
         raise StoreError(f"{folder} is a file: give the name of a folder that is not there yet")
-    known = _made(folder) | {MADE, MARK}
-    strange = next((name for name in _files(folder) if name not in known), None)
-    if strange is not None:
+    known: dict[str, str | None] = _made(folder) | {MADE: None, MARK: None}
+    for name in _files(folder):
+        if name not in known:
+            why = "which treepref did not put there"
+        elif known[name] not in (None, _hash(folder / name)):
+            why = "which was changed since treepref put it there"
+        else:
+            continue
         raise StoreError(
-            f"{folder} holds {strange}, which treepref did not put there, and would be replaced: move it away, or "
-            "give a folder that is not there yet"
+            f"{folder} holds {name}, {why}, and would be replaced: move it away, or give a folder that is not there yet"
         )
 
 
@@ -81,12 +105,24 @@ def _files(folder: Path) -> Iterator[str]:
         yield from (os.path.relpath(os.path.join(root, name), folder) for name in sorted(names + links))
 
 
-def _made(folder: Path) -> set[str]:
-    """The files that the folder's own note says were saved with it; none where it has no such note."""
+def _made(folder: Path) -> dict[str, str | None]:
+    """The files that the folder's own note says were saved with it, and what they were; none without such a note.
+
+    None for a file of which an older version noted the name alone.
+    """
     try:
-        return set(json.loads((folder / MADE).read_text(encoding="utf-8"))["files"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return set()
+        files = json.loads((folder / MADE).read_text(encoding="utf-8"))["files"]
+        return dict(files) if isinstance(files, dict) else dict.fromkeys(files)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return {}
+
+
+def _hash(path: Path) -> str:
+    """What a file is; empty where it is none that can be read."""
+    try:
+        return hash_of(path)
+    except OSError:
+        return ""
 
 
 @contextmanager
@@ -108,7 +144,7 @@ def landing(folder: Path) -> Iterator[Path]:
             yield partial
             mode = partial.stat().st_mode & 0o666  # what the umask allows; safetensors writes for the owner alone
             files = sorted(p for p in partial.rglob("*") if p.is_file() and p.name != MARK)
-            note = {"made_by": "treepref", "files": [p.relative_to(partial).as_posix() for p in files]}
+            note = {"made_by": "treepref", "files": {p.relative_to(partial).as_posix(): hash_of(p) for p in files}}
             (partial / MADE).write_text(json.dumps(note, indent=1), encoding="utf-8")
             for path in files:
                 path.chmod(mode)

@@ -20,9 +20,8 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 
 from treepref.config import LoraConfig
 from treepref.errors import ModelError
-from treepref.landing import recover
 from treepref.models import lora as adapters
-from treepref.models.folder import check_model_folder, landing, needs_own_code
+from treepref.models.folder import check_model_folder, folder_or_hub_id, landing, needs_own_code
 from treepref.models.quiet import quiet
 from treepref.models.tiny import TINY_WORDS, build_tiny_model, build_tiny_tokenizer
 from treepref.models.value_head import ValueHead, load_value_head, save_value_head
@@ -217,12 +216,14 @@ def load_tokenizer(path: str | Path, *, revision: str | None = None) -> PreTrain
 
 
 def local_folder(path: str) -> Path | None:
-    """The folder that a `model.path` is loaded from; None for a hub id, and for a model that is made in memory."""
+    """The folder that a `model.path` is loaded from; None for a hub id, and for a model that is made in memory.
+
+    Raises ModelError for a name that can be neither.
+    """
     if path == UNTRAINED:
         return None
-    folder = BUILTIN.get(path) or Path(path).expanduser().absolute()
-    recover(folder)
-    return folder if folder.is_dir() else None
+    folder = BUILTIN.get(path) or folder_or_hub_id(path)
+    return folder if folder is not None and folder.is_dir() else None
 
 
 def _untrained(dtype: torch.dtype, device: torch.device, seed: int) -> Policy:
@@ -241,14 +242,13 @@ def _resolve(path: str | Path, *, tokenizer_only: bool = False) -> tuple[str, Pa
             raise ModelError(f"{name} is not there ({BUILTIN[name]}): `make tiny-base` makes it")
         folder = BUILTIN[name]
     else:
-        folder = Path(path).expanduser().absolute()
-        recover(folder)
+        found = folder_or_hub_id(path)
+        if found is None:
+            return name, None
+        folder = found
         if folder.is_file():
             hint = f": run `treepref import-gguf {name} OUT` and give OUT" if folder.suffix == ".gguf" else ""
             raise ModelError(f"model.path {name} is a file, not a model folder{hint}")
-        looks_like_hub_id = isinstance(path, str) and name.count("/") <= 1 and name[:1] not in "./~"
-        if looks_like_hub_id and not folder.exists():
-            return name, None
     check_model_folder(folder, tokenizer_only=tokenizer_only)
     return str(folder), folder
 

@@ -71,7 +71,7 @@ def _lost(error: str) -> bool:
 def _failure(task: Task, problem: Problem, text: str, error: str) -> str:
     return (
         f"task.checker {task.own_checker} fails on problem {problem.id}'s own answer, given as {_short(text)}. Nothing "
-        f"was spent yet: mend it and run the same command again.\n{error}"
+        f"more was spent: mend it and run the same command again.\n{error}"
     )
 
 

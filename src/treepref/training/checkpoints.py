@@ -50,7 +50,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         ModelError: weights that are not finite.
     """
     _check_finite(checkpoint)
-    final = folder / f"{_PREFIX}{checkpoint.progress['steps']:08d}"
+    final = step_folder(folder, checkpoint.progress["steps"])
     part = None
     state = {
         "identity": dict(checkpoint.identity),
@@ -77,6 +77,11 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         if _is_ours(old):
             shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def step_folder(folder: Path, steps: int) -> Path:
+    """Where the checkpoint after so many steps is kept."""
+    return folder / f"{_PREFIX}{steps:08d}"
 
 
 def remove_checkpoints(folder: Path) -> None:
@@ -137,9 +142,14 @@ def _read(folder: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def told_if_damaged(folder: Path) -> Iterator[None]:
-    """Whatever goes wrong with what was read from a checkpoint, as a StoreError that says what to do."""
+    """Whatever goes wrong with what was read from a checkpoint, as a StoreError that says what to do.
+
+    Memory that is full says nothing of the checkpoint, and goes through.
+    """
     try:
         yield
+    except (StoreError, MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:
         said = f"it has no {error}" if isinstance(error, KeyError) else str(error).strip().partition("\n")[0]
         raise StoreError(

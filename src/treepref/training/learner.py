@@ -35,7 +35,7 @@ from treepref.objectives import (
     total,
     untrained_preference_loss,
 )
-from treepref.training.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint, told_if_damaged
+from treepref.training.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint, step_folder, told_if_damaged
 from treepref.training.choosing import settle_attention
 from treepref.training.examples import Example, fingerprint
 from treepref.training.forward import PackedModel, loss_batch, place, scatter_index
@@ -571,7 +571,7 @@ class LearnerRun:
                 f"the checkpoints in {folder} are of a run of {total} steps, not {self.result.total_steps}: the "
                 "learning rate's schedule would break. Restore what made them so many, or remove the folder"
             )
-        with torch.no_grad(), told_if_damaged(folder):
+        with torch.no_grad(), told_if_damaged(step_folder(folder, found.progress["steps"])):
             for name, parameter in self.learner.parameters.items():
                 parameter.copy_(found.weights[name])
             self._optimizer.load_state_dict(found.optimizer)
