@@ -67,7 +67,8 @@ _IN_A_WORD = re.compile(r"[A-Za-z]{4,}|[xyznieabc](?![A-Za-z])|\.\d|\d")
 _BEFORE_IT = re.compile(
     r"""(?:[<>≤≥±√~]|\\(?:sqrt|pm|ge|geq|le|leq|gt|lt|log|ln|overline|sin|cos|tan)\b\{?
     |\b(?:log|ln|sqrt|half\ of|twice|double
-    |square\ of|never|anything\ but|page|steps?|chapter|problem|question|line|than|over|under|within(?:\ another)?|\w\()\s?)\s?\Z""",
+    |square\ of|never|anything\ but|page|steps?|chapter|problem|question|line|than|over|under
+    |within(?:\ another)?|\w\()\s?)\s?\Z""",
     re.IGNORECASE | re.VERBOSE,
 )
 """What stands before a number that is not the answer itself: '> 5', '√5', 'twice 5', 'step 5'."""
