@@ -88,9 +88,9 @@ class Policies:
         The first folder that is there: round 0, a later round, the recipe's model. Weights are not looked at. Raises
         StoreError where none is there, or the first one's tokenizer is not what it was.
         """
-        for version, stage in self._stages():
+        for version, _ in self._stages():
             folder = self.folder(version)
-            if self._store.stage_done(stage) and (found := _fingerprint(folder, TOKENIZER)):
+            if found := _fingerprint(folder, TOKENIZER):
                 self._compare_tokenizer(folder.name, found, str(folder))
                 return str(folder.absolute()), None
         path, folder = self._recipe.model.path, local_folder(self._recipe.model.path)
