@@ -201,7 +201,7 @@ SHORT = [
     ("before", "step round-0/sft "),
     ("commit", "row trees round-1/search "),
     ("after", "submit round-1/labels "),
-    ("inside", "write report.html.part"),
+    ("inside", "write .*report.html.part"),
 ]
 LONG = [
     ("before", "row meta schema"),

@@ -72,6 +72,9 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
+_LINE_END = re.compile("[\n\r\x85\u2028\u2029]")
+
+
 class _Dumper(yaml.SafeDumper):
     """Quotes exactly what the loader above would not read back as text."""
 
@@ -82,7 +85,8 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _represent_text(dumper: _Dumper, text: str) -> yaml.Node:
-    return dumper.represent_scalar(f"{_PREFIX}str", text, style='"' if "\n" in text else None)
+    # Whatever YAML takes for the end of a line is escaped: elsewhere it would be folded into a blank.
+    return dumper.represent_scalar(f"{_PREFIX}str", text, style='"' if _LINE_END.search(text) else None)
 
 
 def _represent_list(dumper: _Dumper, items: list[Any]) -> yaml.Node:
