@@ -173,6 +173,8 @@ texts = [
     "(A) " * 20000, "option A is " * 8000, ", so 5" * 10000, "The answer is " + "5 or " * 10000, "one " * 20000,
     "The answer is 1e" + "9" * 4000, "The answer is " + "1/" * 10000 + "3", r"\boxed{" + "1," * 5000 + "2}",
     r"\boxed{\{" + "1,2," * 1000 + r"3\}}", r"\boxed{" + r"\sqrt{" * 2000 + "4" + "}" * 2000 + "}", "⁹" * 30000,
+    r"\(\boxed" + " " * 20000 + "x", r"\(\boxed " * 4000, r"\[\text " * 3500, "I think option" + " " * 20000 + "x yes",
+    "(xyz " + ")" * 39000 + "a 5", r"\boxed{" + "a_b" * 10000 + "}", r"\boxed{1e10000000, 2}",
     r"\boxed{10^{100000}}", r"\boxed{" + "*".join(["99999999"] * 500) + "}", "½" * 30000,
 ]
 for kind in ("gsm8k", "math", "jsonl", "arc_easy"):

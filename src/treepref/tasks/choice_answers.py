@@ -52,6 +52,8 @@ _LEAD = re.compile(r"(?:[\s:=]|\b(?:the|correct|right|best|final|option|choice|l
 _WRAPPED = re.compile(r"[\"'\s]*[(\[{<]\s*([A-Za-z])\s*[)\]}>]")
 _BARE = re.compile(r"[\"'\s]*([A-Z])(?![\w'’+]|-\w)")
 _SMALL = re.compile(r"[\"'\s]*([a-z])\W*")
+_IN_LATEX = re.compile(r"(?:\$|\\\(|\\\[)[ ]?(\(?[A-Za-z]\)?|\\(?:boxed|text)[^\n$]{0,200}?)[ ]?(?:\$|\\\)|\\\])")
+"""A letter, a box or words between LaTeX's delimiters."""
 _SMALL_LETTERED = re.compile(r"[\"'\s]*([a-z])[.)]\s")
 _ALSO = re.compile(
     r"\s*(?:(?:,|/|&|;|\(|\bor\b|\band\b|\bas\s+well\s+as\b)\s*(?:maybe\s|possibly\s|perhaps\s|also\s)?)+(?:[(\[]?([A-Za-z])[)\]]|([B-HJ-Z])(?![\w'’])|(A)(?!\s?[\w'’]))"
@@ -353,9 +355,9 @@ def _words(text: str) -> set[str]:
 
 def _plain(text: str) -> str:
     """Full-width letters and the like as ASCII; Markdown's stars, backticks and headings, and LaTeX's dollars gone."""
-    text = unicodedata.normalize("NFKC", text).replace("*", "").replace("`", "")
-    text = re.sub(r"^[ \t]*#{1,6}[ \t]+(?=[A-Za-z]{3})", "", text, flags=re.MULTILINE)
-    text = re.sub(r"(?:\$|\\\(|\\\[)\s*(\(?[A-Za-z]\)?|\\(?:boxed|text).*?)\s*(?:\$|\\\)|\\\])", r"\1", text)
+    text = re.sub(r"[ \t\u00a0]+", " ", unicodedata.normalize("NFKC", text)).replace("*", "").replace("`", "")
+    text = re.sub(r"^ ?#{1,6} (?=[A-Za-z]{3})", "", text, flags=re.MULTILINE)
+    text = _IN_LATEX.sub(r"\1", text)
     return re.sub(r"\\(?:text|textbf|mathrm|mathbf)\s?\{([^{}]*)\}", r"\1", text)
 
 
