@@ -24,7 +24,7 @@ SMALL = [
     "task.splits.eval=4", "eval.samples=1", "eval.samples_between=0", "eval.sbs=[]",
 ]  # fmt: skip
 METHODS = {
-    "svpo": ["quickstart", *SMALL, *SEARCHED],
+    "svpo": ["quickstart", *SMALL, *SEARCHED, "value.problems=0"],
     "mcts_dpo": ["mcts_dpo", *SMALL, *SEARCHED, "online.batch_problems=4"],
     "dpo_st": [
         "dpo_st", *SMALL, "task.splits.labelled=8", "warmup.epochs=1", "self_training.dpo_samples=6",

@@ -50,6 +50,7 @@ engine: {{threads: 1, max_rows: 32, cache_mb: 8, batch_invariant: true}}
 search: {{simulations: 4, children: 4, max_depth: 3, max_step_tokens: 8, trees_in_flight: 4}}
 pairs: {{min_problems: 1}}
 train: {{batch_trees: 4, row_tokens: 256, lr: 1e-3}}
+value: {{problems: 0}}
 eval: {{samples: 2, samples_between: 2, sbs: [[1, 2]], max_tokens: 12}}
 """
 

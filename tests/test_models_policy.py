@@ -105,9 +105,9 @@ def test_value_head_file(tmp_path: Path) -> None:
     head = ValueHead(3, std=1.0)
     save_value_head(head, tmp_path, trained=True)
     with safe_open(tmp_path / "value_head.safetensors", framework="pt") as file:
-        assert list(file.keys()) == ["weight"] and file.metadata() == {"trained": "true"}
+        assert "weight" in file.keys() and file.metadata() == {"trained": "true"}  # noqa: SIM118 (no mapping)
     again, trained = load_value_head(tmp_path, 3)
-    assert trained and torch.equal(again.weight, head.weight)
+    assert trained and torch.equal(again.weight, head.weight) and again.at_last_token and again.join is None
     with pytest.raises(ModelError, match="another model"):
         load_value_head(tmp_path, 4)
     (tmp_path / "value_head.safetensors").write_bytes(b"rubbish")

@@ -30,6 +30,7 @@ RUN = Path("run")
 SMALL = (
     "task.splits.train=8", "task.splits.eval=12", "search.simulations=4", "search.children=3", "eval.samples=2",
     "eval.samples_between=0", "eval.sbs=[]", "pairs.min_problems=1", "engine.threads=1", "task.check_seconds=5",
+    "value.problems=0",
 )  # fmt: skip
 PROBLEMS = [Problem("a", "2 + 3 =", "5"), Problem("b", "1 + 1 =", "2")]
 

@@ -204,7 +204,7 @@ task: {chat: yes}
     assert problems_of(tmp_path, text, "task.splits.evl=1", "lost", "train.margin=x") == [
         'r.yaml:2: rounds: must be a valid integer (got "two"); write the number without quotes or unit',
         "r.yaml:3: bogus: unknown key; keys here: name, method, seed, rounds, model, task, engine, warmup, search, "
-        "pairs, train, online, self_training, eval, budget, extends",
+        "pairs, train, value, online, self_training, eval, budget, extends",
         "r.yaml:5: train.lr: must be greater than 0 (got -1)",
         "r.yaml:6: train.lrr: unknown key; did you mean train.lr?",
         "r.yaml:7: train.objective: must be 'svpo', 'dpo', 'cdpo', 'cdpo_mean', 'ipo', 'ipo_mean' or 'sft' "

@@ -98,7 +98,7 @@ def test_forced_tokens_are_not_generated_ones() -> None:
     grow(tree, step.index, tokens=(8, 2), logprobs=(0.0,) * 2, terminal=True, finish="eos", value=0.5)
     assert decoding.tree_tokens(tree) == (2 * 1 + 2, 1)
     whole = new_tree("t", "p", (1,))
-    grow(whole, 0, tokens=(5, 6, 2), forced=(False, True, False), terminal=True, finish="eos")
+    grow(whole, 0, tokens=(5, 6, 2), logprobs=(0.0,) * 3, forced=(False, True, False), terminal=True, finish="eos")
     (answer,) = decoding.answers(decoding.greedy(EvalConfig(), 64), whole)
     assert (answer.generated, answer.forced) == (2, 1)
 

@@ -29,6 +29,7 @@ RUN = Path("run")
 SMALL = (
     "task.splits.train=12", "task.splits.eval=10", "search.simulations=4", "search.children=3", "eval.samples=4",
     "eval.samples_between=4", "eval.sbs=[]", "pairs.min_problems=10", "pairs.min_gap=1.9", "engine.threads=1",
+    "value.problems=0",
 )  # fmt: skip
 
 

@@ -118,6 +118,8 @@ def pack_expansion(
     arrays["prefix"], arrays["prefix_there"] = _optional([prefix_value])
     if any(c.choice_probs is not None for c in completions):
         arrays["choice"], arrays["choice_n"] = _ragged([c.choice_probs for c in completions], "<f8")
+    if any(c.score is not None for c in completions):
+        arrays["score"], arrays["score_there"] = _optional([c.score for c in completions])
     return pack(arrays)
 
 
@@ -126,8 +128,8 @@ def unpack_expansion(blob: bytes) -> tuple[tuple[Completion, ...], tuple[float |
     a, _ = unpack(blob)
     finishes = a["finish"].tolist()
     completions = tuple(
-        Completion(tokens or (), logprobs or (), _FINISHES[finish], behaviour, forced, value, version, choice)  # type: ignore[arg-type]
-        for tokens, logprobs, finish, behaviour, forced, value, version, choice in zip(
+        Completion(tokens or (), logprobs or (), _FINISHES[finish], behaviour, forced, value, version, choice, score)  # type: ignore[arg-type]
+        for tokens, logprobs, finish, behaviour, forced, value, version, choice, score in zip(
             _rows(a["tokens"], a["tokens_n"]),
             _rows(a["logprobs"], a["logprobs_n"]),
             finishes,
@@ -138,6 +140,7 @@ def unpack_expansion(blob: bytes) -> tuple[tuple[Completion, ...], tuple[float |
             _rows(a["choice"], a["choice_n"])
             if "choice" in a
             else [None] * len(finishes),  # absent where none was asked
+            _optionals(a["score"], a["score_there"]) if "score" in a else [None] * len(finishes),
             strict=True,
         )
     )

@@ -210,6 +210,30 @@ class TrainConfig(Section):
     weight_decay: float = Field(0.0, ge=0, le=1)
 
 
+class ValueConfig(Section):
+    """svpo: the value head's fit, by logistic regression on what came of the steps that were searched and sampled.
+
+    After a round's training the head is fitted anew to the policy as it is then; the first one to samples of policy 0.
+    """
+
+    fit: bool = True
+    """False: the head is only trained beside the policy (train.value_weight, train.margin_weight)."""
+    problems: int = Field(256, ge=0, le=10_000_000)
+    """Training problems sampled for the first fit, before the first search; 0: the first search has no values."""
+    samples: int = Field(8, ge=1, le=10_000)
+    """Solutions sampled a problem there, and solutions of a tree that a fit takes, at most."""
+    layers: list[Annotated[float, Field(gt=0, le=1)]] = Field(
+        default_factory=lambda: [0.5, 0.67, 0.83, 1.0], min_length=1
+    )
+    """Where the head may read, as shares of the model's depth; which is best is measured on problems held back."""
+    pools: list[Literal["last", "mean"]] = Field(default_factory=lambda: ["last", "mean"], min_length=1)
+    """What it may read there: a step's last token, the mean over the solution so far."""
+    ranking: float = Field(0.0, ge=0, le=1000)
+    """Weight of a loss that ranks right over wrong solutions of one problem, beside right or wrong alone."""
+    most_steps: int = Field(8192, ge=64, le=10_000_000)
+    """Steps that a fit looks at, at most."""
+
+
 class OnlineConfig(Section):
     """mcts_dpo: search a batch of problems, update on it, search the next with the new weights."""
 
@@ -259,8 +283,9 @@ class EvalConfig(Section):
     top_p: float = Field(1.0, ge=1e-6, le=1)
     sbs: list[tuple[_Width, _Width]] = Field(default_factory=lambda: [(1, 2), (1, 4), (2, 4), (4, 4)])
     """Step-level beam search widths (B1, B2)."""
-    sbs_likelihood: float = Field(0.0, ge=0, le=1e6)
-    """Weight of a partial solution's mean log-prob beside its V, when beams are ranked; 0: V alone."""
+    sbs_likelihood: float | None = Field(None, ge=0, le=1e6)
+    """How a partial solution's mean log-prob counts when beams are ranked. None: joined with V as the value head's fit
+    learned it; a number: V + so much times it; 0: V alone."""
     mcts: bool = False
     """MCTS at inference, with the search section's numbers and c = 1.25."""
     max_tokens: int = Field(512, ge=1, le=10_000_000)
@@ -289,6 +314,7 @@ class Recipe(Section):
     search: SearchConfig = SearchConfig()
     pairs: PairConfig = PairConfig()
     train: TrainConfig = TrainConfig()
+    value: ValueConfig = ValueConfig()
     online: OnlineConfig = OnlineConfig()
     self_training: SelfTrainingConfig = SelfTrainingConfig()
     eval: EvalConfig = EvalConfig()

@@ -15,7 +15,8 @@ from treepref.search.base import Search, path_nodes, solution_tokens
 from treepref.search.beam import StepBeam
 from treepref.search.mcts import Mcts
 from treepref.search.sampling import Sampling
-from treepref.types import Node, Question, Tree, new_tree
+from treepref.search.tree import path_mean_logprob
+from treepref.types import Join, Node, Question, Tree, new_tree
 
 INFERENCE_C = 1.25
 """PUCT constant at inference (AlphaMath, arXiv 2405.03553, public code)."""
@@ -45,19 +46,32 @@ class Answer:
     scored: int
     forced: int = 0
     """Tokens of it that a tool forced."""
+    logprob: float | None = None
+    """Mean log-prob of its tokens."""
 
 
 def decoders(
-    config: EvalConfig, search: SearchConfig, *, n: int, values: bool, context: int, delimiter: str
+    config: EvalConfig,
+    search: SearchConfig,
+    *,
+    n: int,
+    values: bool,
+    context: int,
+    delimiter: str,
+    join: Join | None = None,
 ) -> list[Decoder]:
-    """The decoders of an evaluation: greedy, `n` samples, and with a value head SBS at each width and MCTS."""
+    """The decoders of an evaluation: greedy, `n` samples, and with a value head SBS at each width and MCTS.
+
+    `join`: how V and log-prob are joined where the recipe does not say.
+    """
+    join = join if config.sbs_likelihood is None else None
     found = [greedy(config, context)]
     if n:
         found.append(sampled(config, n, context))
     if values:
-        found += [beam(config, search, b1, b2, context, delimiter) for b1, b2 in config.sbs]
+        found += [beam(config, search, b1, b2, context, delimiter, join) for b1, b2 in config.sbs]
         if config.mcts:
-            found.append(mcts(config, search, context, delimiter))
+            found.append(mcts(config, search, context, delimiter, join))
     return found
 
 
@@ -74,22 +88,30 @@ def sampled(config: EvalConfig, n: int, context: int) -> Decoder:
     return Decoder("samples", search, _each_sample)
 
 
-def beam(config: EvalConfig, search: SearchConfig, b1: int, b2: int, context: int, delimiter: str) -> Decoder:
+def beam(
+    config: EvalConfig,
+    search: SearchConfig,
+    b1: int,
+    b2: int,
+    context: int,
+    delimiter: str,
+    join: Join | None = None,
+) -> Decoder:
     rules = StepBeam(
-        b1=b1, b2=b2, likelihood=config.sbs_likelihood, temperature=config.temperature, top_p=config.top_p,
-        max_depth=search.max_depth, max_step_tokens=search.max_step_tokens, max_tokens=config.max_tokens,
-        max_context=context, delimiter=delimiter,
+        b1=b1, b2=b2, likelihood=config.sbs_likelihood or 0.0, join=join, temperature=config.temperature,
+        top_p=config.top_p, max_depth=search.max_depth, max_step_tokens=search.max_step_tokens,
+        max_tokens=config.max_tokens, max_context=context, delimiter=delimiter,
     )  # fmt: skip
     return Decoder(f"sbs({b1},{b2})", rules, lambda tree: [rules.answer(tree)])
 
 
-def mcts(config: EvalConfig, search: SearchConfig, context: int, delimiter: str) -> Decoder:
+def mcts(config: EvalConfig, search: SearchConfig, context: int, delimiter: str, join: Join | None = None) -> Decoder:
     """MCTS at inference: terminals are scored by V, for no outcome is known."""
     rules = Mcts(
         simulations=search.simulations, children=search.children, c=INFERENCE_C, temperature=config.temperature,
         top_p=config.top_p, max_depth=search.max_depth, max_step_tokens=search.max_step_tokens,
         max_tokens=config.max_tokens, max_context=context, leaves_in_flight=search.leaves_in_flight,
-        delimiter=delimiter,
+        delimiter=delimiter, join=join,
     )  # fmt: skip
     return Decoder("mcts", rules, lambda tree: [rules.answer(tree)])
 
@@ -119,7 +141,7 @@ def trees(
 
 def _answer(node: Node, generated: int, scored: int) -> Answer:
     forced = sum(sum(n.forced or ()) for n in path_nodes(node))
-    return Answer(solution_tokens(node), node.value, node.finish, generated, scored, forced)
+    return Answer(solution_tokens(node), node.value, node.finish, generated, scored, forced, path_mean_logprob(node))
 
 
 def _sampled(node: Node) -> int:

@@ -10,6 +10,7 @@ often the run was killed. This file does not know how a tree is searched, what a
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,9 +20,9 @@ from typing import Protocol
 
 from treepref.engines.base import Engine
 from treepref.errors import CheckerError, TreeprefError
-from treepref.search.base import Expansion, Judge, Search, node_path, solution_tokens
+from treepref.search.base import Expansion, Judge, Search, node_path, path_nodes, solution_tokens
 from treepref.store import JournalEntry
-from treepref.types import Completion, Cost, Request, Result, Tree
+from treepref.types import Completion, Cost, Node, Request, Result, SoFar, Tree
 
 WRONG = -1.0
 """Reward of a solution whose judge raised an error."""
@@ -290,6 +291,7 @@ class _Drive:
             given=expansion.given,
             tool=growing.job.tool,
             prompt_tokens=len(tree.prompt),
+            so_far=so_far(expansion.node),
         )
         asked.fingerprint = _fingerprint(asked.request)
         entry = growing.known.pop(path, None)
@@ -410,6 +412,12 @@ class _Drive:
     def progress(self, total: int | None) -> Progress:
         r = self.report
         return Progress(r.trees, total, self.in_flight, r.expansions, r.replayed, r.tokens, self.seconds())
+
+
+def so_far(node: Node) -> SoFar:
+    """What the value head found on the way to a node; nothing where it reads no mean."""
+    read = [n for n in path_nodes(node) if n.score is not None]
+    return SoFar(math.fsum(n.score or 0.0 for n in read), sum(len(n.tokens) for n in read)) if read else SoFar()
 
 
 def _request_id(tree: Tree, path: str) -> str:

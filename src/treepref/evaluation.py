@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from treepref import statistics
-from treepref.types import Cost
+from treepref.types import Cost, Join
+from treepref.weighing import Weigh, by_both, by_logprob, by_value
 
 Method = Literal["sc", "bon", "wvote"]
 """Self-consistency (a vote), best-of-n by value, and the vote weighted by value."""
@@ -51,6 +52,8 @@ class Solution:
     """Tokens of it that a tool forced; they are not among the generated ones."""
     strict: bool | None = None
     """Right also for a reader that knows the task's own form alone. None: stored before that was asked."""
+    logprob: float | None = None
+    """Mean log-prob of its tokens. None: stored before that was kept, or the sample was cut."""
 
     @property
     def finished(self) -> bool:
@@ -197,18 +200,17 @@ class Samples:
         return sorted({*self.steps_of_k, *([10] if self.n >= 10 else [])})
 
 
-def pick(block: Sequence[Solution | None], method: Method) -> Solution | None:
+def pick(block: Sequence[Solution | None], method: Method, weigh: Weigh = by_value) -> Solution | None:
     """The solution that a method delivers out of a block of samples; None where no sample has a readable answer.
 
-    For a vote it is the first sample with the winning answer. Ties go to what came first.
+    `weigh` serves best-of-n and the weighted vote. For a vote it is the first sample with the winning answer. Ties go
+    to what came first.
     """
     answered = [row for row in block if row is not None and row.answer is not None]
     if method == "sc":
         weighted = [(row, 1.0) for row in answered]
     else:
-        # (V + 1) / 2 is the predicted chance of being right. Summing V itself would let one doubtful answer beat
-        # two that agree: negative V would count against agreement.
-        weighted = [(row, (row.value + 1) / 2) for row in answered if row.value is not None]
+        weighted = [(row, weight) for row in answered if (weight := weigh(row)) is not None]
     if not weighted:
         return None
     if method == "bon":
@@ -220,7 +222,7 @@ def pick(block: Sequence[Solution | None], method: Method) -> Solution | None:
     return next(row for row, _ in weighted if row.answer == winner)
 
 
-def sampled_scores(samples: Samples, method: Method, k: int) -> Scores | None:
+def sampled_scores(samples: Samples, method: Method, k: int, weigh: Weigh = by_value) -> Scores | None:
     """Scores of a method that has k samples a problem; None where there are fewer, or no values where it needs them.
 
     A problem's score is the mean over the ⌊n/k⌋ disjoint blocks of k consecutive samples. Samples are independent,
@@ -235,7 +237,7 @@ def sampled_scores(samples: Samples, method: Method, k: int) -> Scores | None:
     tokens: dict[str, float] = {}
     everything: list[Solution] = []
     for key, rows in samples.rows.items():
-        picked = [pick(rows[i * k : (i + 1) * k], method) for i in range(blocks)]
+        picked = [pick(rows[i * k : (i + 1) * k], method, weigh) for i in range(blocks)]
         score[key] = sum(row is not None and row.correct for row in picked) / blocks
         strict[key] = sum(row is not None and bool(row.strict) for row in picked) / blocks
         used = [row for row in rows[: blocks * k] if row is not None]
@@ -294,6 +296,41 @@ def value_quality(samples: Samples) -> dict[str, Any]:
         "calibration_error": statistics.calibration_error(bins),
         "n": len(valued),
     }
+
+
+def joined_scores(samples: Samples, join: Join | None) -> dict[str, Any] | None:
+    """What V, the log-prob and both joined make of the same samples; None where nothing learned to join them.
+
+    At `REPORTED_K` samples: best-of-n by each, the vote weighted by both, and each paired against the plain vote and
+    against V alone; over all samples, the AUC of each and its mean within a problem.
+    """
+    if join is None or not samples.has_values:
+        return None
+    both, plain = by_both(join), sampled_scores(samples, "sc", REPORTED_K)
+    found: dict[str, Scores | None] = {
+        "bon_value": sampled_scores(samples, "bon", REPORTED_K),
+        "bon_logprob": sampled_scores(samples, "bon", REPORTED_K, by_logprob),
+        "bon_joint": sampled_scores(samples, "bon", REPORTED_K, both),
+        "wvote_joint": sampled_scores(samples, "wvote", REPORTED_K, both),
+    }
+    kinds: dict[str, Weigh] = {"value": by_value, "logprob": by_logprob, "joint": both}
+    return {
+        "join": {"value": join.value, "logprob": join.logprob, "bias": join.bias},
+        "eval": {f"{name}@{REPORTED_K}": None if s is None else s.entry() for name, s in found.items()},
+        "paired": {f"{name}_vs_sc": _paired(plain, s) for name, s in found.items()}
+        | {f"{name}_vs_value": _paired(found["bon_value"], s) for name, s in found.items() if name != "bon_value"},
+        "auc": {name: _auc_of(samples, weigh) for name, weigh in kinds.items()},
+    }
+
+
+def _auc_of(samples: Samples, weigh: Weigh) -> dict[str, float | None]:
+    """Over all samples, and the mean over the problems with right and wrong ones."""
+    rows = [
+        [(w, row.correct) for row in rows if row and (w := weigh(row)) is not None] for rows in samples.rows.values()
+    ]
+    within = [a for of in rows if (a := statistics.auc([w for w, _ in of], [right for _, right in of])) is not None]
+    every = [pair for of in rows for pair in of]
+    return {"auc": statistics.auc([w for w, _ in every], [right for _, right in every]), "auc_within": _mean(within)}
 
 
 def self_evaluation_quality(ends: Sequence[JudgedNode], steps: Sequence[JudgedNode]) -> dict[str, Any] | None:
@@ -454,11 +491,13 @@ def round_summary(
     number: int = 0,
     first: Sequence[Solution] | None = None,
     tools: bool = False,
+    join: Join | None = None,
 ) -> dict[str, Any]:
     """One round's entry of results.json.
 
     `samples` are n samples a problem; `sbs` maps (B1, B2) to one solution a problem; `previous` and `first` are the
-    greedy solutions of the round before and of round 0; `tools` says that decoding had a tool at hand. What does not
+    greedy solutions of the round before and of round 0; `tools` says that decoding had a tool at hand; `join`
+    is how V and log-probs are joined. What does not
     exist is None: no zero stands for it.
     """
     drawn = Samples(samples or ())
@@ -485,6 +524,7 @@ def round_summary(
         "distinct_right": distinct_right(drawn),
         "paired": paired,
         "value": value_quality(drawn),
+        "joined": joined_scores(drawn, join),
         "tool_use": {"greedy": tool_use(greedy), "samples": tool_use(samples)} if tools else None,
         "curves": curves(drawn, beams, tree),
     }

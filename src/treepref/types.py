@@ -52,6 +52,27 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
+class Join:
+    """V and the mean log-prob of a solution so far as one value: tanh((value·2·atanh(V) + logprob·mean + bias) / 2).
+
+    The weights of a logistic regression of being right on both (`training/value_fit.py`); 2·atanh(V) is V's log-odds.
+    """
+
+    value: float = 1.0
+    logprob: float = 0.0
+    bias: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class SoFar:
+    """What a value head that reads a mean found in a solution's tokens up to a prefix's end."""
+
+    score: float = 0.0
+    """Sum of w·h over them."""
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """Continue `prefix` `n` times. One seed a sample, so a sample never depends on what else is in the batch."""
 
@@ -74,6 +95,8 @@ class Request:
     """Name of a tool that watches the samples and forces its results into them (treepref.tools)."""
     prompt_tokens: int = 0
     """How many tokens of the prefix are the problem's prompt: a tool looks at what the model wrote, not at that."""
+    so_far: SoFar = SoFar()
+    """What the value head found in the solution before, as the completions that it is made of had it in `score`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +114,8 @@ class Completion:
     policy_version: int = 0
     choice_probs: tuple[float, ...] | None = None
     """Probability mass of each option of the request's `choice`, at most 1 in sum. None: not asked, cut, no room."""
+    score: float | None = None
+    """Sum of w·h over its tokens, where the value head reads a mean: for `SoFar` of what continues it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +149,8 @@ class Node:
     """Sum of the backed-up returns; Q = total / visits, and a node without visits has no Q."""
     prior: float = 0.0
     value: float | None = None
+    score: float | None = None
+    """As its completion had it; never stored, for a tree that was stored is not searched on."""
     confidence: float | None = None
     """C: probability mass that the policy gives to "this is right" when asked (self-evaluation); None: not asked."""
     reward: float | None = None

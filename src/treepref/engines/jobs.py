@@ -73,3 +73,5 @@ class Row:
     logprobs: list[float] = field(default_factory=list)
     behaviour: list[float] = field(default_factory=list)
     finish: Finish | None = None
+    score: float | None = None
+    """Sum of w·h over its tokens, once they have all been run, where the value head reads a mean."""

@@ -138,17 +138,21 @@ class Sharing:
         return key_LSKPD[layer, band.slots, :, : band.longest], value_LSKPD[layer, band.slots, :, : band.longest]
 
 
-SPARE = 4096
-"""Pairs of a query and a position that a band may compute in vain: less than another band's calls cost."""
+SPARE = {"cpu": 4096, "cuda": 1 << 24}
+"""Pairs of a query and a position that a band may compute in vain: less than another band's calls cost, which on a GPU
+are a dozen kernels in every layer."""
 
 
-def cut_bands(counts: Sequence[int], lengths: Sequence[int]) -> list[slice]:
-    """Cut slots with `counts` rows and prefixes of `lengths` into bands where padding is at most half of the work."""
+def cut_bands(counts: Sequence[int], lengths: Sequence[int], spare: int = SPARE["cpu"]) -> list[slice]:
+    """Cut slots with `counts` rows and prefixes of `lengths` into bands where padding is at most half of the work.
+
+    Or at most `spare` pairs of a query and a position.
+    """
     cuts, needed, most, longest = [0], 0, 0, 0
     for slot, (count, length) in enumerate(zip(counts, lengths, strict=True)):
         needed, most, longest = needed + count * length, max(most, count), max(longest, length)
         padding = (slot + 1 - cuts[-1]) * most * longest - needed
-        if padding > max(needed, SPARE):
+        if padding > max(needed, spare):
             cuts.append(slot)
             needed, most, longest = count * length, count, length
     return [slice(start, stop) for start, stop in zip(cuts, [*cuts[1:], len(counts)], strict=True)]
@@ -163,7 +167,7 @@ def sharing(slots: Sequence[int], lengths: Sequence[int], prefixes: Block) -> Sh
     place_R = np.empty_like(slot_R)
     place_R[by_slot_R] = np.arange(len(slot_R)) - np.repeat(count_S.cumsum() - count_S, count_S)
     bands = []
-    for cut in cut_bands(count_S.tolist(), lengths):
+    for cut in cut_bands(count_S.tolist(), lengths, SPARE.get(device.type, SPARE["cpu"])):
         row_R = np.flatnonzero((slot_R >= cut.start) & (slot_R < cut.stop))
         rows_SN = np.zeros((cut.stop - cut.start, count_S[cut].max()), dtype=np.int64)
         rows_SN[slot_R[row_R] - cut.start, place_R[row_R]] = row_R

@@ -27,6 +27,7 @@ from treepref.engines.jobs import Job, Placement, Question, Row
 from treepref.engines.kernels import HANDED_BACK, PackedLinear, Precision, pack
 from treepref.engines.kv_cache import Match, PrefixTree, cut_passes
 from treepref.engines.sampling import sample, uniforms
+from treepref.engines.values import ValueReader
 from treepref.errors import ModelError
 from treepref.models.policy import Policy
 from treepref.models.steps import StepEnd
@@ -79,6 +80,7 @@ class TorchEngine:
         self._prefixes = PrefixTree(cache_mb << 20)
         self._cache = slot_cache(policy)
         self._hidden_RH = torch.zeros(0, policy.hidden_size, dtype=policy.dtype, device=policy.device)
+        self._values = ValueReader(policy)
         self._logits_BV = self._hidden_RH.new_empty(0, self._vocabulary)
         self._step_ends: dict[str, StepEnd] = {}
 
@@ -86,7 +88,7 @@ class TorchEngine:
 
     @property
     def has_values(self) -> bool:
-        return self.policy.value_head is not None and self.policy.values_trained
+        return self._values.head is not None
 
     def submit(self, requests: Iterable[Request]) -> None:
         """Raises RecipeError for a tool that there is not."""
@@ -120,9 +122,15 @@ class TorchEngine:
         return done
 
     def values(self, sequences: Sequence[Sequence[int]]) -> list[float]:
-        """V at the last token of each sequence, in [-1, 1]. Raises ModelError without a trained value head."""
-        if not self.has_values:
+        """V at the last token of each sequence, in [-1, 1].
+
+        Raises ModelError without a trained value head, and for one that reads more than the last layer's last token.
+        """
+        head = self._values.head
+        if head is None:
             raise ModelError(f"{self.policy.name} has no trained value head")
+        if not head.at_last_token:
+            raise ModelError(f"the value head of {self.policy.name} reads {head.read}: it values steps alone")
         if self._rows or self._waiting or self._questions:
             raise RuntimeError("values() needs an idle engine: poll until nothing is in flight")
         requests = [Request(f"value-{i}", tuple(s), 0, (), 0, want_value=True) for i, s in enumerate(sequences)]
@@ -246,7 +254,7 @@ class TorchEngine:
 
     def _begin(self, batch: list[Placement], hidden_PH: torch.Tensor) -> None:
         """Give each sample of the placements, whose prefixes stand in the next slots, a row."""
-        values = self._values(hidden_PH)
+        values = self._values.prefixes(hidden_PH)
         start, counts = len(self._rows), [p.rows for p in batch]
         for placement, value in zip(batch, values, strict=True):
             job, request = placement.job, placement.job.request
@@ -261,6 +269,7 @@ class TorchEngine:
         self._hidden_RH[start : len(self._rows)] = hidden_PH.repeat_interleave(
             torch.tensor(counts, device=hidden_PH.device), dim=0
         )
+        self._values.begin(start, len(self._rows))
         self._compact(keep=[bool(row.job.completions) for row in self._rows])
 
     def _row(self, job: Job, sample: int, step_end: StepEnd | None) -> Row:
@@ -396,14 +405,21 @@ class TorchEngine:
         if not rows:
             return
         newest = [row.tokens[-1] for row in rows], [len(row.tokens) - 1 for row in rows]
-        self._hidden_RH[: len(rows)] = decode(self.policy, self._cache, *newest, shared=self._shares)
+
+        def run() -> torch.Tensor:
+            self._hidden_RH[: len(rows)] = decode(self.policy, self._cache, *newest, shared=self._shares)
+            return self._hidden_RH[: len(rows)]
+
+        read_RH = self._values.decode(run)
+        self._values.add(read_RH)
         self.cost.flops += self.policy.flops_per_token * len(rows)
         closing = [i for i, row in enumerate(rows) if row.finish is not None]
         if not closing:
             return
-        values = self._values(self._hidden_RH[closing])
-        for index, value in zip(closing, values, strict=True):
+        values, scores = self._values.close(rows, closing, read_RH)
+        for index, value, score in zip(closing, values, scores, strict=True):
             row = rows[index]
+            row.score = score
             if row.finish == "step":
                 self._keep_state(index, row.tokens, self._hidden_RH[index].clone())
             elif self._asks(row):
@@ -443,6 +459,7 @@ class TorchEngine:
             forced=tuple(guide.forced) if guide is not None and any(guide.forced) else None,
             value=value,
             policy_version=job.version,
+            score=row.score if request.want_value else None,
         )
         if request.choice is not None and row.finish != "length":
             self._ask(job, row.sample, request.choice, tuple(row.tokens))
@@ -529,6 +546,7 @@ class TorchEngine:
             source = order[hole] = movable.pop()
             rows[hole] = rows[source]
             self._hidden_RH[hole] = self._hidden_RH[source]
+            self._values.move(source, hole)
         del rows[kept:]
         self._cache.keep(order, [len(row.tokens) for row in rows])
 
@@ -536,12 +554,6 @@ class TorchEngine:
     def _shares(self) -> bool:
         """Whether siblings read their prefix together. Row by row the numbers do not depend on who else is there."""
         return not self.deterministic and can_share(self.policy)
-
-    def _values(self, hidden_BH: torch.Tensor) -> list[float | None]:
-        if not self.has_values:
-            return [None] * len(hidden_BH)
-        assert self.policy.value_head is not None
-        return self.policy.value_head(hidden_BH).tolist()
 
     def _step_end(self, delimiter: str | None) -> StepEnd | None:
         if delimiter is None:
@@ -565,6 +577,7 @@ class TorchEngine:
             grown = self._hidden_RH.new_zeros(max(rows, 2 * len(self._hidden_RH)), self.policy.hidden_size)
             grown[: len(self._hidden_RH)] = self._hidden_RH
             self._hidden_RH = grown
+            self._values.reserve(len(grown))
 
 
 def _most_to_run(text: Sequence[int], held: int) -> tuple[int, int]:

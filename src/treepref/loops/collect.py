@@ -42,7 +42,7 @@ def _mcts_rules(session: Session, round: int) -> Rules:
         temperature=first or config.temperature, top_p=config.top_p, max_depth=config.max_depth,
         max_step_tokens=config.max_step_tokens, max_context=session.engine.max_context,
         leaves_in_flight=config.leaves_in_flight, delimiter=task.delimiter, evaluate=config.evaluate,
-        seed=session.recipe.seed,
+        join=session.join(), seed=session.recipe.seed,
     )  # fmt: skip
     return lambda problem: rules
 

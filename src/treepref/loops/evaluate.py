@@ -35,6 +35,7 @@ def evaluate(session: Session, version: int) -> None:
         values=engine.has_values,
         context=engine.max_context,
         delimiter=recipe.task.delimiter,
+        join=session.join(),
     )
     for decoder in todo:
         _run_decoder(session, version, decoder)
@@ -95,7 +96,7 @@ def _check(tree: Tree, decoder: Decoder, problem: Problem, session: Session, sta
         text, verdict = session.check(answer.tokens, problem, stage=stage, version=tree.policy_version)
         yield Solution(
             problem.id, sample, verdict.correct, verdict.answer, answer.generated, answer.scored, answer.value,
-            answer.finish, text, answer.forced, verdict.strict,
+            answer.finish, text, answer.forced, verdict.strict, answer.logprob,
         )  # fmt: skip
 
 
@@ -116,4 +117,5 @@ def summarise(session: Session, version: int, names: list[str]) -> dict[str, obj
         number=version,
         first=solutions(session, 0, "greedy") or None if version else None,
         tools=session.recipe.task.tool is not None,
+        join=session.join(),
     )

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import groupby
+from typing import Any
 
 from treepref.config import TrainConfig
 from treepref.errors import BudgetError, DataError
 from treepref.loops.session import Session
+from treepref.loops.values import fits_values, refit
 from treepref.models.policy import Policy
 from treepref.models.text import encode_prompt, encode_solution
 from treepref.preferences import best_outcomes, correct_paths, value_targets
@@ -115,6 +118,7 @@ def train(session: Session, round: int, *, name: str = "train", version: int | N
         session, stage, policy, settings, examples, version=round if version is None else version,
         epochs=config.epochs, batch_trees=config.batch_trees,
         reference_is_policy=on_policy and config.objective != "sft",
+        then=partial(refit, session, round) if fits_values(session.recipe) else None,
     )  # fmt: skip
 
 
@@ -173,8 +177,12 @@ def _fit(
     batch_trees: int | None = None,
     batch_tokens: int | None = None,
     reference_is_policy: bool = False,
+    then: Callable[[Policy], tuple[dict[str, Any], Cost]] | None = None,
 ) -> None:
-    """Train, save the folder of `version`, and publish the weights to the engine in memory."""
+    """Train, save the folder of `version`, and publish the weights to the engine in memory.
+
+    `then`: what is done to the trained policy before it is saved; what the stage's row says of it, and its cost.
+    """
     probe_packing(policy.model, longest_path=max((e.longest_path for e in examples), default=None))
     checkpoints = session.out / "checkpoints" / stage.replace("/", "-")
     flops = float(policy.flops_per_token)  # search and training are counted alike
@@ -207,11 +215,16 @@ def _fit(
     policy.version = version
     if learner.trains_values:
         policy.values_trained = True
+    cost = Cost(training_tokens=result.tokens, flops=result.flops, seconds=result.seconds)
+    info: dict[str, Any] = {"steps": result.steps, "examples": len(examples)}
+    if then is not None:
+        more, spent = then(policy)
+        info, cost = info | more, cost + spent
     kept = session.keep(policy)
     with session.store.transaction():
         session.policies.remember(version, kept)
-        session.store.add_cost(stage, Cost(training_tokens=result.tokens, flops=result.flops, seconds=result.seconds))
-        session.store.finish_stage(stage, {"steps": result.steps, "examples": len(examples)})
+        session.store.add_cost(stage, cost)
+        session.store.finish_stage(stage, info)
     session.publish(policy)
     remove_checkpoints(checkpoints)
 

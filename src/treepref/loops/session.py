@@ -24,6 +24,7 @@ from treepref.fingerprint import Fingerprint, fingerprint
 from treepref.loops.unchecked import note_failure, take_back
 from treepref.models.policy import Policy, load_policy, load_tokenizer, merged_state_dict, save_policy
 from treepref.models.text import decode, encode_prompt
+from treepref.models.value_head import head_from_plain
 from treepref.policies import Policies, begun
 from treepref.recipe_io import LoadedRecipe, check_resume, dump_recipe
 from treepref.run_folder import disk_errors, land_file
@@ -38,7 +39,7 @@ from treepref.tools import Tool, load_tool
 from treepref.tools.masks import forced_mask
 from treepref.training.checkpoints import remove_checkpoints
 from treepref.training.probe import attention_window, probe_packing
-from treepref.types import Cost, Problem, Question, Tree
+from treepref.types import Cost, Join, Problem, Question, Tree
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -205,6 +206,8 @@ class Session:
         """Policy `version` (see `policies`), freshly loaded. Raises StoreError where it is gone or not the same."""
         policy = self._load(*self.policies.source(version), lora)
         policy.version = version
+        if version == 0:
+            self._with_first_values(policy)
         return policy
 
     def base(self, *, lora: bool = False) -> Policy:
@@ -230,6 +233,26 @@ class Session:
         if self._engine is None:
             raise RuntimeError("no engine is serving: call serve(version) first")
         return self._engine
+
+    def join(self) -> Join | None:
+        """How the serving policy's V is joined with log-probs; None where nothing learned it."""
+        policy = self.engine.policy
+        return policy.value_head.join if policy.value_head is not None and policy.values_trained else None
+
+    def take_first_values(self) -> None:
+        """Give the engine that serves policy 0 the value head that was fitted for it."""
+        if self._engine is not None and self._engine.policy_version == 0:
+            self._with_first_values(self._engine.policy)
+
+    def _with_first_values(self, policy: Policy) -> None:
+        plain = self.store.meta("values/0")
+        if plain is None:
+            return
+        try:
+            head = head_from_plain(plain)
+        except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
+            raise StoreError(f"{self.store.folder}/run.db: the first value head is damaged ({error})") from error
+        policy.value_head, policy.values_trained = head.to(policy.device), True
 
     def serve(self, version: int) -> TorchEngine:
         """The engine with policy `version` in it, loaded from its folder unless it is there already.

@@ -128,7 +128,7 @@ class Policy:
         try:
             self.model.load_state_dict({n: w for n, w in weights.items() if not n.startswith(prefix)})
             if values and self.value_head is not None:
-                self.value_head.load_state_dict(values)
+                self.value_head.load_state_dict(self.value_head.state_dict() | values)
                 self.values_trained = True
         except RuntimeError as error:
             raise ModelError(f"these weights are not those of {self.name or 'the model'}: {error}") from error
@@ -377,7 +377,7 @@ def save_policy(policy: Policy, folder: str | Path) -> Path:
 
 
 def _check_finite(policy: Policy) -> None:
-    head = {} if policy.value_head is None else {"value_head.weight": policy.value_head.weight}
+    head = {} if policy.value_head is None else _head_state(policy.value_head)
     for name, weight in (policy.model.state_dict() | head).items():
         if not torch.isfinite(weight).all():
             raise ModelError(
@@ -389,12 +389,16 @@ def _check_finite(policy: Policy) -> None:
 def merged_state_dict(policy: Policy) -> dict[str, Tensor]:
     """What `Engine.update` and `Policy.load_weights` take: the plain model's weights, adapters merged, under its names.
 
-    A trained value head is in it as `value_head.weight`. The policy is left as it is; tensors may share its memory.
+    A trained value head is in it under `value_head.`. The policy is left as it is; tensors may share its memory.
     """
     weights = adapters.merged_weights(policy.model)
     if policy.value_head is not None and policy.values_trained:
-        weights["value_head.weight"] = policy.value_head.weight.detach()
+        weights |= _head_state(policy.value_head)
     return weights
+
+
+def _head_state(head: ValueHead) -> dict[str, Tensor]:
+    return {f"value_head.{name}": tensor for name, tensor in head.state_dict().items()}
 
 
 def merged_model(policy: Policy) -> PreTrainedModel:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from treepref.search.base import Expansion, check_limits, node_path
 from treepref.search.rules import mean_logprob_prior
 from treepref.search.tree import best_first, check_value, grow, is_finished, mark_pending, tokens_left
-from treepref.types import Completion, Node, Tree
+from treepref.types import Completion, Join, Node, Tree
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +32,8 @@ class StepBeam:
     b2: int
     likelihood: float = 0.0
     """Weight of a partial solution's mean log-prob beside its V; 0, as AlphaMath has it: V alone."""
+    join: Join | None = None
+    """How both are joined instead, as a fit learned it."""
     temperature: float = 1.0
     top_p: float = 1.0
     max_depth: int = 8
@@ -85,7 +87,7 @@ class StepBeam:
     def answer(self, tree: Tree) -> Node | None:
         """Of the solutions that finished within the beam the best; None where none did."""
         _, finished = self._beam(tree)
-        return next(iter(best_first(finished, self.likelihood)), None)
+        return next(iter(best_first(finished, self.likelihood, self.join)), None)
 
     def _beam(self, tree: Tree) -> tuple[list[Node], list[Node]]:
         """The live beams of the deepest level reached and all solutions that finished within the beam."""
@@ -94,7 +96,7 @@ class StepBeam:
         while live and all(node.expanded for node in live):
             candidates = [child for node in live for child in node.children if not child.terminal or is_finished(child)]
             # AlphaMath, step-level beam search: keep the best B1 − finished; what finishes leaves the beam.
-            kept = best_first(candidates, self.likelihood)[: self.b1 - len(finished)]
+            kept = best_first(candidates, self.likelihood, self.join)[: self.b1 - len(finished)]
             finished += filter(is_finished, kept)
             live = [node for node in kept if not node.terminal]
         return live, finished

@@ -27,10 +27,11 @@ from treepref.search.tree import (
     check_tell,
     check_value,
     grow,
+    joined,
     mark_pending,
     tokens_left,
 )
-from treepref.types import Completion, Node, Tree
+from treepref.types import Completion, Join, Node, Tree
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +71,8 @@ class Mcts:
     """Leaves of one tree expanded at once; above 1 pending expansions count as visits in the exploration term."""
     delimiter: str = "\n"
     evaluate: Literal["value", "rollout"] = "value"
+    join: Join | None = None
+    """How V and log-prob are joined where a leaf or, at inference, a solution is valued; None: V alone."""
     seed: int = 0
     """Of the draws between equal scores."""
     score: Score = puct_alphamath
@@ -118,12 +121,12 @@ class Mcts:
         tree.simulations += 1
         for child in tree.nodes[first_new:]:
             if child.terminal:
-                self.backup(child, outcome(child))
+                self.backup(child, self._worth(child) if child.reward is None else outcome(child))
             elif self.evaluate == "rollout":
                 child.value = None  # comes with the child's own rollout
         if leaf.value is None:
             leaf.value = prefix_value
-        self.backup(leaf, leaf_value(leaf))
+        self.backup(leaf, self._worth(leaf))
 
     def done(self, tree: Tree) -> bool:
         """Every simulation is spent, no leaf is open, or the prompt alone fills the context."""
@@ -131,7 +134,13 @@ class Mcts:
 
     def answer(self, tree: Tree) -> Node | None:
         """The finished solution with the highest V, or None."""
-        return best_solution(tree)
+        return best_solution(tree, self.join)
+
+    def _worth(self, node: Node) -> float:
+        """V of a state whose outcome is not known. A rollout's outcome and a bare prompt's value stand alone."""
+        if self.join is None or self.evaluate == "rollout" or node.value is None or node.parent is None:
+            return leaf_value(node)
+        return joined(node, self.join)
 
     def _select(self, tree: Tree) -> Node | None:
         """The leaf that the next simulation expands, or None while all that is open is in flight."""

@@ -1,6 +1,7 @@
-"""Independent whole solutions as a tree of depth one: greedy, self-consistency, best-of-n, rejection sampling.
+"""Independent solutions: whole as a tree of depth one, or step by step as a tree of their common beginnings.
 
-Knows no step: a child is a solution from the end of the prompt to EOS.
+Whole ones serve greedy decoding, self-consistency, best-of-n and rejection sampling; those in steps tell what came of
+each step, without any search.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from treepref.search.base import Expansion, check_limits
+from treepref.search.base import Expansion, check_limits, node_path
 from treepref.search.rules import backup_mean, mean_logprob_prior, outcome
 from treepref.search.tree import best_solution, check_value, grow, mark_pending, tokens_left
 from treepref.types import Completion, Node, Tree
@@ -69,3 +70,66 @@ class Sampling:
     def answer(self, tree: Tree) -> Node | None:
         """Best of n by value: the finished solution with the highest V, or None."""
         return best_solution(tree)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepSampling:
+    """`n` independent solutions sampled step by step; those that begin alike share nodes.
+
+    A node's visits are the solutions through it, and its Q is their mean outcome: an unbiased estimate of V^π, for
+    no sample depends on what became of another.
+    """
+
+    n: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_depth: int = 8
+    """Steps; a solution unfinished at this depth failed."""
+    max_step_tokens: int = 64
+    max_context: int | None = None
+    """Longest prompt + solution in tokens; None: no limit."""
+    delimiter: str = "\n"
+
+    def __post_init__(self) -> None:
+        check_limits(self, "n", "max_depth", "max_step_tokens")
+
+    def ask(self, tree: Tree) -> list[Expansion]:
+        """Every open node neither expanded nor in flight, by as many samples as it stands for."""
+        expansions = []
+        for node in tree.nodes:
+            if node.terminal or node.expanded or node.pending or self._room(tree, node) < 1:
+                continue
+            room = min(self.max_step_tokens, self._room(tree, node))
+            n = self.n if node.parent is None else node.samples
+            expansions.append(Expansion(node, n, self.temperature, room, self.top_p, self.delimiter, want_value=True))
+            mark_pending(node, +1)
+        return expansions
+
+    def tell(
+        self,
+        tree: Tree,
+        expansion: Expansion,
+        completions: Sequence[Completion],
+        rewards: Sequence[float | None],
+        prefix_value: float | None = None,
+    ) -> None:
+        """Take one more step of the solutions that share a node. Raises as `check_tell` says."""
+        check_value(prefix_value, f"tree {tree.key!r}, node {node_path(expansion.node) or 'root'}")
+        made = grow(tree, expansion, completions, rewards, mean_logprob_prior, lambda ch: self._may_continue(tree, ch))
+        mark_pending(expansion.node, -1)
+        tree.simulations += 1
+        if expansion.node.value is None:
+            expansion.node.value = prefix_value
+        for child in made:
+            if child.terminal:
+                backup_mean(child, outcome(child))
+
+    def done(self, tree: Tree) -> bool:
+        """Every solution has come to its end, or the prompt alone fills the context."""
+        return tree.root.exhausted or self._room(tree, tree.root) < 1
+
+    def _may_continue(self, tree: Tree, node: Node) -> bool:
+        return node.depth < self.max_depth and self._room(tree, node) > 0
+
+    def _room(self, tree: Tree, node: Node) -> int:
+        return tokens_left(tree, node, None, self.max_context)

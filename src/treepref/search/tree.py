@@ -17,10 +17,12 @@ import numpy as np
 from treepref.errors import ModelError, TreeprefError
 from treepref.search.base import Expansion, node_path, path_nodes
 from treepref.search.rules import FAILED, Prior, leaf_value, mean_logprob
-from treepref.types import Completion, Finish, Node, Tree
+from treepref.types import Completion, Finish, Join, Node, Tree
 
 FINISHES: tuple[Finish, ...] = get_args(Finish)
 """A node's finish is stored as its position here."""
+SURE = 1 - 1e-6
+"""A value nearer to ±1 than this counts as this where its log-odds are asked for."""
 
 
 # ---------------------------------------------------------------------------------------------------- walking
@@ -59,11 +61,25 @@ def path_mean_logprob(node: Node) -> float:
     return mean_logprob(chosen)
 
 
-def best_first(nodes: Sequence[Node], likelihood: float = 0.0) -> list[Node]:
+def joined_value(value: float, logprob: float, join: Join) -> float:
+    """V and the mean log-prob of a solution so far as one value in [-1, 1], which is ours."""
+    odds = 2 * math.atanh(max(-SURE, min(SURE, value)))
+    return math.tanh((join.value * odds + join.logprob * logprob + join.bias) / 2)
+
+
+def joined(node: Node, join: Join) -> float:
+    """The same of a node's state; no V counts as 0."""
+    return joined_value(leaf_value(node), path_mean_logprob(node), join)
+
+
+def best_first(nodes: Sequence[Node], likelihood: float = 0.0, join: Join | None = None) -> list[Node]:
     """Nodes by V, highest first (none counts as 0); ties: the likelier solution so far, then the older node.
 
-    With `likelihood` above 0 they are ranked by V + likelihood · mean log-prob of the solution so far, which is ours.
+    With `likelihood` above 0 they are ranked by V + likelihood · mean log-prob of the solution so far, with `join` by
+    both as `joined` has them; both are ours.
     """
+    if join is not None:
+        return sorted(nodes, key=lambda n: (-joined(n, join), n.index))
     if likelihood:
         return sorted(nodes, key=lambda n: (-leaf_value(n) - likelihood * path_mean_logprob(n), n.index))
     equals = Counter(map(leaf_value, nodes))  # log-probs are summed for ties alone: this runs at every step of a beam
@@ -75,12 +91,14 @@ def best_first(nodes: Sequence[Node], likelihood: float = 0.0) -> list[Node]:
     return sorted(nodes, key=key)
 
 
-def best_solution(tree: Tree) -> Node | None:
+def best_solution(tree: Tree, join: Join | None = None) -> Node | None:
     """The answer at inference: the finished solution with the highest V; rewards are not looked at. None without one.
+
+    With `join` the highest of V and log-prob joined.
 
     Ties go to the higher mean log-prob of the whole solution, then to the older node.
     """
-    return next(iter(best_first([n for n in tree.nodes if is_finished(n)])), None)
+    return next(iter(best_first([n for n in tree.nodes if is_finished(n)], join=join)), None)
 
 
 class TreeSize(NamedTuple):
@@ -146,6 +164,7 @@ def add_children(tree: Tree, parent: Node, completions: Sequence[Completion], pr
                 depth=parent.depth + 1,
                 prior=prior(completion),
                 value=completion.value,
+                score=completion.score,
             )
             siblings[child.tokens] = child
             parent.children.append(child)

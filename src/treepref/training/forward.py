@@ -6,7 +6,7 @@ objective, no optimizer and no step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
@@ -17,8 +17,10 @@ from torch.nn.functional import cross_entropy, pad
 from torch.utils.checkpoint import checkpoint
 
 from treepref.errors import ModelError
+from treepref.models.hidden import captured
 from treepref.models.lora import adapters_off
 from treepref.models.policy import attention_by
+from treepref.models.value_head import LAST_LAYER, Pool, ValueHead
 from treepref.objectives import LossBatch
 from treepref.training.attention import NAME, Kind, blocks_of, kinds_of, tiles
 from treepref.training.examples import Example, NodeLogprobs, Scorer
@@ -116,6 +118,38 @@ class PackedModel(nn.Module):
 
         Half-precision logits are softmaxed in float32.
         """
+        hidden_NH = self.hidden(passage, self.layers)
+        logp_T = self._logprobs(hidden_NH[LAST_LAYER][passage.predictors_T], passage.labels_T)
+        return logp_T, None if self.value_head is None else self.values(passage, hidden_NH)
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers that the value head reads beside the last one."""
+        layer = self.value_head.read.layer if isinstance(self.value_head, ValueHead) else LAST_LAYER
+        return [] if layer == LAST_LAYER else [layer]
+
+    def values(self, passage: Passage, hidden_NH: Mapping[int, Tensor]) -> Tensor:
+        """V [S] of each owned segment from hidden states by layer, read where the head reads."""
+        head = self.value_head
+        assert head is not None
+        if not isinstance(head, ValueHead) or head.at_last_token:
+            return head(hidden_NH[LAST_LAYER][passage.last_S]).reshape(-1)
+        score_S = pooled(head.scores(hidden_NH[head.read.layer])[:, None], passage, head.read.pool)[:, 0]
+        bare_S = passage.path_tokens_S == 0  # the prompt: the value of any
+        return torch.where(bare_S, head.root.to(score_S.dtype), head.squash(score_S))
+
+    def hidden(self, passage: Passage, layers: Sequence[int] = ()) -> dict[int, Tensor]:
+        """Hidden states [R·L, H] by layer: the post-norm ones (−1), and those behind each of `layers`."""
+        with captured(self.model, layers) if layers else nullcontext({}) as found:
+            last_NH, restore_L, width = self._run(passage)
+        states = {LAST_LAYER: last_NH}
+        for layer in layers:
+            hidden_RLH = found[layer][:, :width]
+            states[layer] = hidden_RLH[0, restore_L] if restore_L is not None else hidden_RLH.flatten(0, 1)
+        return states
+
+    def _run(self, passage: Passage) -> tuple[Tensor, Tensor | None, int]:
+        """The decoder's output [R·L, H]; in blocks, the order that puts it right; the width without flex's padding."""
         decoder, dtype = self.model.get_decoder(), next(self.model.parameters()).dtype
         ids_RL, positions_RL, ends_RL = passage.ids_RL, passage.positions_RL, passage.ends_RL
         name = decoder.config._attn_implementation
@@ -123,20 +157,16 @@ class PackedModel(nn.Module):
             blocks = blocks_of(ends_RL[0].cpu().numpy(), dtype, ends_RL.device)
             ids_RL, positions_RL = ids_RL[:, blocks.order_L], positions_RL[:, blocks.order_L]
             output = decoder(input_ids=ids_RL, position_ids=positions_RL, use_cache=False, blocks=blocks)
-            hidden = output.last_hidden_state[0, blocks.restore_L]
-        elif name == _NAMES["flex"]:
+            return output.last_hidden_state[0, blocks.restore_L], blocks.restore_L, ids_RL.shape[1]
+        if name == _NAMES["flex"]:
             width = ids_RL.shape[1]
             ids_RL, positions_RL = (pad(x_RL, (0, -width % FLEX_WIDTH)) for x_RL in (ids_RL, positions_RL))
             mask = tiles(pad(ends_RL, (0, -width % FLEX_WIDTH), value=ids_RL.shape[1]))  # padding sees padding
             output = decoder(input_ids=ids_RL, position_ids=positions_RL, use_cache=False, attention_mask=mask)
-            hidden = output.last_hidden_state[:, :width].flatten(0, 1)
-        else:
-            mask = attention_mask(ends_RL, dtype)
-            output = decoder(input_ids=ids_RL, position_ids=positions_RL, use_cache=False, attention_mask=mask)
-            hidden = output.last_hidden_state.flatten(0, 1)
-        logp_T = self._logprobs(hidden[passage.predictors_T], passage.labels_T)
-        value_S = None if self.value_head is None else self.value_head(hidden[passage.last_S]).reshape(-1)
-        return logp_T, value_S
+            return output.last_hidden_state[:, :width].flatten(0, 1), None, width
+        mask = attention_mask(ends_RL, dtype)
+        output = decoder(input_ids=ids_RL, position_ids=positions_RL, use_cache=False, attention_mask=mask)
+        return output.last_hidden_state.flatten(0, 1), None, ids_RL.shape[1]
 
     def _logprobs(self, hidden_TH: Tensor, labels_T: Tensor) -> Tensor:
         def chunk(h: Tensor, y: Tensor) -> Tensor:
@@ -148,6 +178,17 @@ class PackedModel(nn.Module):
             return chunk(hidden_TH, labels_T)
         parts = zip(hidden_TH.split(self.chunk_tokens), labels_T.split(self.chunk_tokens), strict=True)
         return torch.cat([checkpoint(chunk, h, y, use_reentrant=False) for h, y in parts])
+
+
+def pooled(of_tokens_NX: Tensor, passage: Passage, pool: Pool) -> Tensor:
+    """[R·L, X] → [S, X]: of each owned segment its last token's, or the mean over its solution so far (a prompt: 0)."""
+    if pool == "last":
+        return of_tokens_NX[passage.last_S]
+    shape = (passage.n_segments + 1, of_tokens_NX.shape[1])
+    segment_CX = of_tokens_NX.new_zeros(shape).index_add(0, passage.owner_RL.flatten(), of_tokens_NX)
+    sum_SX = of_tokens_NX.new_zeros(len(passage.last_S), shape[1])
+    sum_SX = sum_SX.index_add(0, passage.path_owned_P, segment_CX[passage.path_above_P])
+    return sum_SX / passage.path_tokens_S.clamp(min=1)[:, None]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -53,6 +53,14 @@ class Piece:
     """[S] place of the last token of each owned segment."""
     segments: Array
     """[S] the owned segments."""
+    owner: Array
+    """[L] segment of each token, numbered as they lie in the piece; the prompt's is 0."""
+    path_owned: Array
+    """[P] and `path_above` [P]: each owned segment (its place in `segments`) with every segment on its path, itself
+    included and the prompt left out (as `owner` numbers them): what a mean over a solution so far runs over."""
+    path_above: Array
+    path_tokens: Array
+    """[S] tokens of each owned segment's path, the prompt's left out."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -142,6 +150,9 @@ def _piece(example: Example, group: set[int] | None, owned: set[int], free: list
     for i in range(1, len(order)):
         depth[i] = depth[parent[i]] + lengths[parent[i]]
     final = begin + lengths - 1
+    paths: list[list[int]] = [[]]
+    for i in range(1, len(order)):
+        paths.append([*paths[parent[i]], i])
 
     predictors, labels, slots = [], [], []
     own = [i for i, s in enumerate(order) if s not in owned]
@@ -161,6 +172,10 @@ def _piece(example: Example, group: set[int] | None, owned: set[int], free: list
         slots=np.concatenate(slots) if slots else EMPTY,
         last=final[own],
         segments=np.array([order[i] for i in own], dtype=_INT),
+        owner=np.repeat(np.arange(len(order)), lengths),
+        path_owned=np.repeat(np.arange(len(own)), [len(paths[i]) for i in own]),
+        path_above=np.array([above for i in own for above in paths[i]], dtype=_INT),
+        path_tokens=(depth + lengths - lengths[0])[own],
     )
 
 
@@ -267,6 +282,12 @@ class Passage:
     labels_T: Tensor
     last_S: Tensor
     """Flat place of the last token of each owned segment; pieces in the order they were given."""
+    owner_RL: Tensor
+    """Segment of each token, numbered through all pieces; padding belongs to none (`n_segments`)."""
+    path_owned_P: Tensor
+    path_above_P: Tensor
+    path_tokens_S: Tensor
+    n_segments: int
     tokens: int
     """Without padding."""
 
@@ -279,6 +300,10 @@ def collate(pieces: Sequence[Piece], rows: Sequence[Sequence[int]], device: torc
     positions = np.zeros_like(ids)
     ends = np.full_like(ids, width)  # padding sees padding (and nothing else sees it), so no query is without a key
     shift = np.zeros(len(pieces), dtype=_INT)
+    counts = np.array([p.owner[-1] + 1 for p in pieces], dtype=_INT)
+    first, first_owned = np.cumsum(counts) - counts, np.cumsum([len(p.last) for p in pieces])
+    first_owned = first_owned - np.array([len(p.last) for p in pieces], dtype=_INT)
+    owner = np.full_like(ids, int(counts.sum()))
     for r, row in enumerate(rows):
         at = 0
         for i in row:
@@ -286,6 +311,7 @@ def collate(pieces: Sequence[Piece], rows: Sequence[Sequence[int]], device: torc
             ids[r, at:stop] = piece.ids
             positions[r, at:stop] = piece.positions
             ends[r, at:stop] = piece.ends + at
+            owner[r, at:stop] = piece.owner + first[i]
             shift[i] = r * width + at
             at = stop
 
@@ -299,6 +325,11 @@ def collate(pieces: Sequence[Piece], rows: Sequence[Sequence[int]], device: torc
         predictors_T=gathered([p.predictors + s for p, s in zip(pieces, shift, strict=True)]),
         labels_T=gathered([p.labels for p in pieces]),
         last_S=gathered([p.last + s for p, s in zip(pieces, shift, strict=True)]),
+        owner_RL=torch.from_numpy(owner).to(device),
+        path_owned_P=gathered([p.path_owned + s for p, s in zip(pieces, first_owned, strict=True)]),
+        path_above_P=gathered([p.path_above + s for p, s in zip(pieces, first, strict=True)]),
+        path_tokens_S=gathered([p.path_tokens for p in pieces]),
+        n_segments=int(counts.sum()),
         tokens=int(lengths.sum()),
     )
 

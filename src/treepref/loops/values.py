@@ -1,0 +1,138 @@
+"""Values: samples for the first policy's, and the fit of a value head after its policy has moved.
+
+    policy 0:        n solutions of some training problems, step by step  → fit → V₀ guides the first search
+    policy r ≥ 1:    the round's trees and those samples, read by the policy as it is now → fit → V_r
+
+A policy's head is kept with it; that of policy 0, whose folder may be the user's own, in the store.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+from treepref.config import Recipe
+from treepref.driver import Job, drive
+from treepref.loops.session import Session
+from treepref.models.hidden import decoder_layers
+from treepref.models.policy import Policy
+from treepref.models.value_head import LAST_LAYER, POOLS, Read, ValueHead
+from treepref.progress import stage_progress
+from treepref.search.sampling import StepSampling
+from treepref.training.value_data import value_data
+from treepref.training.value_fit import ValueFit, fit_values
+from treepref.types import Cost, Tree, new_tree
+
+FIRST = "round-0/values"
+"""The stage of the first policy's samples and fit."""
+PASS_TOKENS = 4096
+
+
+def fits_values(recipe: Recipe) -> bool:
+    """Whether the run's policies get fitted value heads."""
+    return recipe.method == "svpo" and recipe.train.objective == "svpo" and recipe.value.fit
+
+
+def first_values(session: Session) -> None:
+    """Sample with policy 0, fit its value head, and put it into the engine. Nothing where the recipe wants none.
+
+    A run whose first search was begun without goes on without. Raises BudgetError where a limit stops it.
+    """
+    recipe, store = session.recipe, session.store
+    wanted = fits_values(recipe) and recipe.value.problems and recipe.rounds
+    if (
+        not wanted
+        or (store.stage(FIRST) is None and store.stage("round-1/search") is not None)
+        or not session.begin(FIRST)
+    ):
+        return
+    engine = session.serve(0)
+    problems = list(islice(session.problems("train"), recipe.value.problems))
+    search = recipe.search
+    rules = StepSampling(
+        n=recipe.value.samples, temperature=search.first_temperature or search.temperature, top_p=search.top_p,
+        max_depth=search.max_depth, max_step_tokens=search.max_step_tokens, max_context=engine.max_context,
+        delimiter=recipe.task.delimiter,
+    )  # fmt: skip
+    judge, done = session.judge(FIRST, "train"), store.count_trees(FIRST)
+    before = engine.cost + Cost()
+    stop = session.stop_reason(lambda: engine.cost - before)
+    with stage_progress("round 0: values", len(problems), unit="trees", done=done) as bar:
+        report = drive(
+            (
+                Job(new_tree(p.id, p.id, session.encode(p.question)), rules, judge, tool=recipe.task.tool)
+                for p in problems
+                if not store.has_tree(FIRST, p.id)
+            ),
+            engine,
+            run_seed=recipe.seed + 999_983,  # draws of their own: no search shares them
+            trees_in_flight=search.trees_in_flight,
+            journal=store.journal(FIRST, 0),
+            on_done=lambda job: store.finish_tree(FIRST, job.tree),
+            on_progress=lambda p: bar.update(done=done + p.trees, tokens=p.tokens),
+            stop=stop,
+        )
+    session.require_done(report, stop)
+    policy = session.policy(0)
+    fit, cost = fit_on(session, policy, list(store.trees(FIRST)))
+    with store.transaction():
+        if fit is not None:
+            head = ValueHead(policy.hidden_size)
+            head.set_fit(fit.weight_H, fit.bias, fit.read, fit.root, fit.join)
+            store.set_meta("values/0", head.as_plain())
+        store.add_cost(FIRST, cost)
+        store.finish_stage(FIRST, _info(fit))
+    session.take_first_values()
+
+
+def refit(session: Session, round: int, policy: Policy) -> tuple[dict[str, Any], Cost]:
+    """Fit the head of a policy that was just trained on the round's trees; what the stage's row says of it, the cost.
+
+    Where too little is known, the head stays as training left it.
+    """
+    trees = list(session.store.trees(f"round-{round}/search"))
+    if session.store.stage_done(FIRST):
+        trees += session.store.trees(FIRST)
+    fit, cost = fit_on(session, policy, trees)
+    if fit is not None and policy.value_head is not None:
+        policy.value_head.set_fit(fit.weight_H, fit.bias, fit.read, fit.root, fit.join)
+        policy.values_trained = True
+    return _info(fit), cost
+
+
+def fit_on(session: Session, policy: Policy, trees: Sequence[Tree]) -> tuple[ValueFit | None, Cost]:
+    """A head for `policy` from what came of the trees' steps, and what it cost."""
+    config, started = session.recipe.value, time.perf_counter()
+    row_tokens = session.recipe.train.row_tokens
+    data = value_data(
+        policy.model,
+        trees,
+        reads_of(policy, config.layers, config.pools),
+        value_head=policy.value_head if policy.values_trained else None,
+        target=session.recipe.train.value_target,
+        solutions=config.samples,
+        most=config.most_steps,
+        seed=session.recipe.seed,
+        row_tokens=row_tokens,
+        rows_per_pass=max(1, PASS_TOKENS // row_tokens),
+    )
+    fit = fit_values(data, ranking=config.ranking, seed=session.recipe.seed)
+    seconds = time.perf_counter() - started
+    return fit, Cost(scored_tokens=data.tokens, flops=float(policy.flops_per_token) * data.tokens, seconds=seconds)
+
+
+def reads_of(policy: Policy, layers: Sequence[float], pools: Sequence[str]) -> list[Read]:
+    """The places that a fit tries: shares of the model's depth as numbers of layers, each with every pool."""
+    if all(share >= 1 for share in layers):
+        places = [LAST_LAYER]
+    else:
+        depth = len(decoder_layers(policy.model))
+        places = sorted({LAST_LAYER if share >= 1 else max(1, round(share * depth)) for share in layers})
+    return [Read(layer, pool) for layer in places for pool in POOLS if pool in pools]
+
+
+def _info(fit: ValueFit | None) -> dict[str, Any]:
+    """What a stage's row says of a fit."""
+    return {"fit": None if fit is None else fit.quality}
