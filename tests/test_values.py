@@ -309,8 +309,16 @@ def test_the_first_search_has_values(finished: Path) -> None:
         assert len(fit["reads_tried"]) > 1
     assert "before" in fits[1] and fits[1]["problems"] == 40
     results = json.loads((finished / "results.json").read_text())
+    with Store(finished, read_only=True) as store:
+        told = [e.message for e in store.events() if e.stage == "round-1/search" and "plain samples" in e.message]
+    assert len(told) == 1 and "solutions per 1,000 tokens" in told[0]
+    assert results["search"][0]["right_per_1000_tokens"] > 0
     for entry in results["rounds"]:
-        assert entry["joined"] is not None and entry["eval"]["sbs(1,2)"] is not None
+        assert (
+            entry["fit"]["value"]["auc"] is not None
+            and entry["joined"] is not None
+            and entry["eval"]["sbs(1,2)"] is not None
+        )
 
 
 def test_recorded_values_are_those_recomputed(finished: Path) -> None:
@@ -344,13 +352,14 @@ def test_a_damaged_first_head_is_told(finished: Path) -> None:
 def test_no_fit_and_no_first_values_where_the_recipe_wants_none(tmp_path: Path) -> None:
     progress.set_quiet(True)
     changes = [
-        "task.splits.train=16", "task.splits.eval=4", "search.simulations=4", "search.children=3", "value.fit=false",
+        "task.splits.train=40", "task.splits.eval=4", "search.simulations=6", "search.children=4", "value.fit=false",
         "eval.samples=1", "eval.samples_between=0", "eval.sbs=[]", "pairs.min_problems=1", "engine.threads=1",
     ]  # fmt: skip
     run_recipe(load_recipe("quickstart", changes), tmp_path / "run")
     progress.set_quiet(False)
     with Store(tmp_path / "run", read_only=True) as store:
-        assert store.stage("round-0/values") is None and "fit" not in store.stage("round-1/train").info
+        assert store.stage("round-0/values") is None, "and none is needed to say what a fit would find:"
+        assert store.stage("round-1/train").info["fit"]["before"]["n"] > 0
     head, _ = load_value_head(tmp_path / "run" / "round-1", load_policy("builtin:tiny-base").hidden_size)
     assert head.at_last_token and head.join is None
 

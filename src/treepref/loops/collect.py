@@ -15,6 +15,7 @@ from treepref.driver import DriveReport, Job, Progress, drive
 from treepref.errors import RecipeError, TooFewPairs
 from treepref.loops.reading import search_reading
 from treepref.loops.session import Session
+from treepref.loops.values import FIRST
 from treepref.models.steps import split_steps
 from treepref.models.text import choice_of, decode, encode_solution
 from treepref.preferences import PairStats, TextOf, sibling_pairs, solution_pairs, trace_pairs
@@ -23,6 +24,7 @@ from treepref.reading import Reading, example_line, summary_line
 from treepref.search.base import Judge, Search
 from treepref.search.episodes import EpisodeMcts
 from treepref.search.mcts import Mcts
+from treepref.store import Store
 from treepref.types import Choice, Cost, Pair, Problem, Tree, new_tree
 
 Rules = Callable[[Problem], Search]
@@ -181,7 +183,29 @@ def grow_trees(
 def finish_search(session: Session, round: int) -> None:
     """Every problem of the round has its tree."""
     stage, store = f"round-{round}/search", session.store
+    if round == 1 and (said := against_plain_samples(store)):
+        store.event(stage, "info", said)
     store.finish_stage(stage, {"trees": store.count_trees(stage), "mixed": store.count_trees(stage, mixed=True)})
+
+
+def against_plain_samples(store: Store) -> str | None:
+    """What the first search found for its tokens, beside the plain samples of the first values; None without these."""
+    lines: list[str] = []
+    shares: list[float] = []
+    for name, stage in (("search", "round-1/search"), ("plain samples", FIRST)):
+        rows, tokens = list(store.tree_rows(stage)), store.costs().get(stage, Cost()).generated_tokens
+        if not rows or not tokens:
+            return None
+        solved, mixed = sum(row.right > 0 for row in rows) / len(rows), sum(row.mixed for row in rows) / len(rows)
+        right, wrong = (1000 * sum(n) / tokens for n in ((row.right for row in rows), (row.wrong for row in rows)))
+        shares.append(mixed)
+        lines.append(
+            f"{name}: {solved:.0%} of {len(rows)} problems solved, {mixed:.0%} with right and wrong solutions, at "
+            f"{tokens / len(rows):.0f} tokens each; {right:.1f} right and {wrong:.1f} wrong solutions per 1,000 tokens"
+        )
+    more = ". The search found less than plain samples do: search.evaluate=rollout, more search.simulations or more "
+    more = "" if shares[0] >= shares[1] else f"{more}value.problems may find more"
+    return f"{'; '.join(lines)}{more}"
 
 
 def pairs_of(session: Session, tree: Tree) -> list[Pair]:

@@ -11,7 +11,7 @@ from typing import Any
 from treepref.config import TrainConfig
 from treepref.errors import BudgetError, DataError
 from treepref.loops.session import Session
-from treepref.loops.values import fits_values, refit
+from treepref.loops.values import has_fits, refit
 from treepref.models.policy import Policy
 from treepref.models.text import encode_prompt, encode_solution
 from treepref.preferences import best_outcomes, correct_paths, value_targets
@@ -118,7 +118,7 @@ def train(session: Session, round: int, *, name: str = "train", version: int | N
         session, stage, policy, settings, examples, version=round if version is None else version,
         epochs=config.epochs, batch_trees=config.batch_trees,
         reference_is_policy=on_policy and config.objective != "sft",
-        then=partial(refit, session, round) if fits_values(session.recipe) else None,
+        then=partial(refit, session, round) if has_fits(session.recipe) else None,
     )  # fmt: skip
 
 

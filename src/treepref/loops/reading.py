@@ -16,7 +16,7 @@ from treepref.models.text import decode
 from treepref.preferences import is_right
 from treepref.reading import Attempt, Outcome, Reading
 from treepref.search.base import solution_tokens
-from treepref.types import Node, Problem, Tree
+from treepref.types import Cost, Node, Problem, Tree
 
 READ_TREES = 256
 """Trees of a search whose solutions are read again; of larger ones the first by key."""
@@ -54,6 +54,7 @@ def search_summary(session: Session, stage: str) -> dict[str, Any] | None:
     if not rows:
         return None
     solved, mixed = sum(row.right > 0 for row in rows), sum(row.mixed for row in rows)
+    tokens = session.store.costs().get(stage, Cost()).generated_tokens
     return {
         "stage": stage,
         "round": int(stage.removeprefix("round-").partition("/")[0]),
@@ -61,8 +62,16 @@ def search_summary(session: Session, stage: str) -> dict[str, Any] | None:
         "solved": solved,
         "mixed": mixed,
         "unsolved": len(rows) - solved,
+        "tokens": tokens,
+        "right_per_1000_tokens": _per_1000(sum(row.right for row in rows), tokens),
+        "wrong_per_1000_tokens": _per_1000(sum(row.wrong for row in rows), tokens),
         "trees_read": min(len(rows), READ_TREES),
     } | search_reading(session, stage).as_dict()
+
+
+def _per_1000(solutions: int, tokens: int) -> float | None:
+    """Different solutions of a tree for every 1,000 tokens sampled."""
+    return 1000 * solutions / tokens if tokens else None
 
 
 def search_reading(session: Session, stage: str) -> Reading:

@@ -20,6 +20,7 @@ from treepref.loops.reading import evaluation_reading, problem_of, search_summar
 from treepref.loops.session import Session
 from treepref.loops.stored import stored_summary
 from treepref.loops.unchecked import failure_counts
+from treepref.loops.values import FIRST
 from treepref.models.text import decode
 from treepref.report.data import ReportData
 from treepref.report.html import write_report
@@ -82,6 +83,7 @@ def results_of(session: Session, readings: Sequence[Mapping[str, Any]]) -> dict[
         summary
         | {"examples": examples.get(summary["round"], [])}
         | {"self_evaluation": self_evaluation(session, summary["round"])}
+        | {"fit": value_fit(store, summary["round"])}
         | _inference(summary, costs, problems)
         for summary in found
         if summary is not None
@@ -131,6 +133,12 @@ def counted_events(store: Store) -> list[dict[str, Any]]:
             event["count"], problems = counts[event["message"]]
             event["message"] += f" (and {problems - 1} more)" if problems > 1 else ""
     return events
+
+
+def value_fit(store: Store, round: int) -> dict[str, Any] | None:
+    """What the fit of a round's value head found on problems held back; None where there was none."""
+    stage = store.stage(f"round-{round}/train" if round else FIRST)
+    return None if stage is None else stage.info.get("fit")
 
 
 def search_stages(session: Session) -> list[str]:

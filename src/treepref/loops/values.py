@@ -30,9 +30,18 @@ FIRST = "round-0/values"
 PASS_TOKENS = 4096
 
 
+FAR = 0.05
+"""A head whose AUC within a problem is this far below that of a fit on the same hidden states is told of."""
+
+
+def has_fits(recipe: Recipe) -> bool:
+    """Whether value heads are fitted, or held against a fit, in the run's rounds."""
+    return recipe.method == "svpo" and recipe.train.objective == "svpo"
+
+
 def fits_values(recipe: Recipe) -> bool:
     """Whether the run's policies get fitted value heads."""
-    return recipe.method == "svpo" and recipe.train.objective == "svpo" and recipe.value.fit
+    return has_fits(recipe) and recipe.value.fit
 
 
 def first_values(session: Session) -> None:
@@ -90,16 +99,30 @@ def first_values(session: Session) -> None:
 def refit(session: Session, round: int, policy: Policy) -> tuple[dict[str, Any], Cost]:
     """Fit the head of a policy that was just trained on the round's trees; what the stage's row says of it, the cost.
 
-    Where too little is known, the head stays as training left it.
+    Where too little is known, the head stays as training left it. So it does where the recipe wants no fit: then the
+    run says how far the head is below one.
     """
     trees = list(session.store.trees(f"round-{round}/search"))
     if session.store.stage_done(FIRST):
         trees += session.store.trees(FIRST)
     fit, cost = fit_on(session, policy, trees)
-    if fit is not None and policy.value_head is not None:
+    if fit is not None and not session.recipe.value.fit:
+        _warn_if_far(session, round, fit)
+    elif fit is not None and policy.value_head is not None:
         policy.value_head.set_fit(fit.weight_H, fit.bias, fit.read, fit.root, fit.join)
         policy.values_trained = True
     return _info(fit), cost
+
+
+def _warn_if_far(session: Session, round: int, fit: ValueFit) -> None:
+    own, probe = (fit.quality.get(name, {}).get("auc_within") for name in ("before", "value"))
+    if own is not None and probe is not None and own < probe - FAR:
+        session.store.event(
+            f"round-{round}/train",
+            "warning",
+            f"the value head tells right from wrong solutions of a problem with an AUC of {own:.2f}, and a regression "
+            f"on the hidden states that it reads from with {probe:.2f}: value.fit=true would take that in its place",
+        )
 
 
 def fit_on(session: Session, policy: Policy, trees: Sequence[Tree]) -> tuple[ValueFit | None, Cost]:

@@ -98,6 +98,8 @@ def footnotes(results: Mapping[str, Any]) -> list[str]:
             f"Self-evaluation in the last search: AUC {numbers.decimal(judged['auc'])} over {judged['n']} finished "
             f"solutions, {numbers.decimal(judged['auc_steps'])} over {judged['n_steps']} steps before the end."
         )
+    if fit := last.get("fit"):
+        lines.append(_fit_line(fit))
     if used := (last.get("tool_use") or {}).get("greedy"):
         lines.append(f"Tool use: {numbers.percent(used['share'])} % of the last round's greedy solutions.")
     for point in last["curves"].get("sbs") or []:
@@ -109,6 +111,19 @@ def footnotes(results: Mapping[str, Any]) -> list[str]:
                 f"{numbers.points(equal)} {numbers.points_interval(equal)}."
             )
     return lines
+
+
+def _fit_line(fit: Mapping[str, Any]) -> str:
+    """How well the value head, the log-prob and both tell right from wrong, on problems that the fit did not see."""
+    names = {"value": "V", "before": "V as training left it", "logprob": "log-prob", "joint": "V and log-prob joined"}
+    shown = [
+        f"{name} {numbers.decimal(fit[key]['auc'])} ({numbers.decimal(fit[key]['auc_within'])} within a problem)"
+        for key, name in names.items()
+        if key in fit
+    ]
+    layer = fit["read"]["layer"]
+    where = f"{'the last layer' if layer < 0 else f'layer {layer}'}, {fit['read']['pool']}"
+    return f"AUC on training problems held back: {', '.join(shown)}; V reads {where}."
 
 
 def strict_and_unread(results: Mapping[str, Any]) -> list[str]:
