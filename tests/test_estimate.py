@@ -33,6 +33,7 @@ def recipe(**sections: object) -> Recipe:
         "task": {"splits": {"train": 10, "eval": 5, "labelled": 20}},
         "search": {"simulations": 6, "children": 2, "max_depth": 4, "max_step_tokens": 8},
         "eval": {"samples": 4, "samples_between": 2, "sbs": [[1, 2], [2, 3]], "max_tokens": 30},
+        "value": {"problems": 0},
     }
     for name, value in sections.items():
         base[name] = base[name] | value if isinstance(base.get(name), dict) else value
@@ -54,6 +55,16 @@ def test_search_is_trees_times_simulations_times_children_times_step_tokens() ->
     assert search.expected.scored_tokens == 0  # no value head yet
     assert search.expected.flops == 2 * 1000 * (240 + 100)
     assert stages(recipe(rounds=2))["round 2 search"].expected.scored_tokens == 0.5 * 120
+
+
+def test_first_values_are_sampled_and_serve_the_first_search_and_evaluation() -> None:
+    found = stages(recipe(value={"problems": 6, "samples": 5}))
+    first = found["round 0 values"]
+    assert first.expected.generated_tokens == 6 * 5 * 12 and first.upper.generated_tokens == 6 * 5 * 4 * 8
+    assert first.expected.scored_tokens == 6 * 5 * 12 + 6 * 10
+    assert found["round 1 search"].expected.scored_tokens == 0.5 * 120
+    assert found["round 0 eval"].expected.generated_tokens == 5 * (3 * 12 + (2 + 6) * 3 * 4)
+    assert "round 0 values" not in stages(recipe(value={"problems": 6, "fit": False}))
 
 
 def test_rollouts_add_one_continuation_a_simulation() -> None:

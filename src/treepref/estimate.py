@@ -119,6 +119,8 @@ def estimate(
     stages = []
     if recipe.warmup.epochs:
         stages.append(StageEstimate("warm-up", *_warmup(recipe, assumed, spend)))
+    if _first_values(recipe):
+        stages.append(StageEstimate("round 0 values", *_value_samples(recipe, assumed, spend)))
     stages.append(StageEstimate("round 0 eval", *_evaluation(recipe, assumed, spend, round=0)))
     for round in range(1, recipe.rounds + 1):
         work = (_self_training if recipe.method == "dpo_st" else _learning)(recipe, assumed, spend, round)
@@ -208,7 +210,7 @@ def _search(recipe: Recipe, assumed: Assumptions, spend: _Spender, round: int) -
     generated = trees × simulations × children × step tokens; with `evaluate: rollout` one continuation of up to
     `max_depth` steps more a simulation. Expected: × `simulated`, steps of `step_tokens`.
     prefill: expected, each prompt once a tree; upper, the whole state of each expanded leaf anew.
-    scored: one token a finished step, for its value, from the second round on (the first has no value head).
+    scored: one token a finished step, for its value, where there is a value head (`_has_values`).
     """
     search, trees = recipe.search, recipe.task.splits.train
     samples = trees * search.simulations * search.children
@@ -216,7 +218,7 @@ def _search(recipe: Recipe, assumed: Assumptions, spend: _Spender, round: int) -
     rows = min(recipe.engine.max_rows, in_flight)
     rollouts = trees * search.simulations if search.evaluate == "rollout" else 0
     longest = search.max_depth * search.max_step_tokens
-    values = round > 1 and _has_values(recipe)
+    values = _has_values(recipe, round - 1)
 
     drawn = assumed.simulated * samples
     state = assumed.prompt_tokens + assumed.steps / 2 * assumed.step_tokens
@@ -279,10 +281,38 @@ def _most_nodes(recipe: Recipe) -> int:
     return search.simulations * search.children
 
 
-def _has_values(recipe: Recipe) -> bool:
-    """Whether training gives the policy a value head."""
+def _has_values(recipe: Recipe, round: int) -> bool:
+    """Whether the policy that a round ended with has a value head: fitted, or trained beside it."""
     train = recipe.train
-    return recipe.method != "dpo_st" and train.objective == "svpo" and train.value_weight + train.margin_weight > 0
+    if round == 0:
+        return _first_values(recipe)
+    fitted = recipe.method == "svpo" and recipe.value.fit
+    joint = recipe.method != "dpo_st" and train.value_weight + train.margin_weight > 0
+    return train.objective == "svpo" and (fitted or joint)
+
+
+def _first_values(recipe: Recipe) -> bool:
+    """Whether the first policy gets values before the first search."""
+    wanted = recipe.value.fit and recipe.value.problems and recipe.rounds
+    return bool(recipe.method == "svpo" and recipe.train.objective == "svpo" and wanted)
+
+
+def _value_samples(recipe: Recipe, assumed: Assumptions, spend: _Spender) -> Costs:
+    """Solutions of some training problems, sampled step by step, and the fit's forward over them.
+
+    generated = problems × samples × solution tokens; scored: each prompt and solution once more.
+    """
+    problems = min(recipe.value.problems, recipe.task.splits.train)
+    rows = min(recipe.engine.max_rows, recipe.search.trees_in_flight * recipe.value.samples)
+    longest = recipe.search.max_depth * recipe.search.max_step_tokens
+
+    def cost(solution: float, prefill: float) -> Cost:
+        sampled = problems * recipe.value.samples * solution
+        return spend(rows=rows, generated=sampled, prefill=prefill, scored=sampled + problems * assumed.prompt_tokens)
+
+    prompts = problems * assumed.prompt_tokens
+    states = problems * recipe.value.samples * recipe.search.max_depth * (assumed.prompt_tokens + longest)
+    return cost(assumed.solution, prompts), cost(longest, states)
 
 
 def _self_training(recipe: Recipe, assumed: Assumptions, spend: _Spender, round: int) -> dict[str, Costs]:
@@ -366,7 +396,7 @@ def _evaluation(recipe: Recipe, assumed: Assumptions, spend: _Spender, round: in
     """
     ev, search, problems = recipe.eval, recipe.search, recipe.task.splits.eval
     n = ev.samples if round == recipe.rounds else ev.samples_between
-    values = round > 0 and _has_values(recipe)
+    values = _has_values(recipe, round)
     widths = [b1 * b2 for b1, b2 in ev.sbs] if values else []
     mcts = search.simulations * search.children if ev.mcts and values else 0
     methods = 1 + (n > 0) + len(widths) + (mcts > 0)

@@ -100,7 +100,7 @@ def _copy_database(source: Path, target: Path) -> None:
             new.execute(f"DELETE FROM stages WHERE NOT ({_KEPT})")
             new.execute("DELETE FROM pairs")
             new.execute("DELETE FROM journal")
-            new.execute("DELETE FROM trees WHERE stage != 'round-1/search'")
+            new.execute("DELETE FROM trees WHERE stage NOT IN ('round-1/search', 'round-0/values')")
             new.execute("DELETE FROM outcomes WHERE stage NOT LIKE 'round-0/%'")
             new.execute("DELETE FROM costs WHERE NOT (stage LIKE 'round-0/%' OR stage = 'round-1/search')")
             new.execute("DELETE FROM meta WHERE key LIKE 'steps/round-%' AND key NOT LIKE 'steps/round-0/%'")
