@@ -230,7 +230,7 @@ class ValueConfig(Section):
     """What it may read there: a step's last token, the mean over the solution so far."""
     ranking: float = Field(0.0, ge=0, le=1000)
     """Weight of a loss that ranks right over wrong solutions of one problem, beside right or wrong alone."""
-    most_steps: int = Field(8192, ge=64, le=10_000_000)
+    most_steps: int = Field(8192, ge=16, le=10_000_000)
     """Steps that a fit looks at, at most."""
 
 
