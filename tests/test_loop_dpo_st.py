@@ -205,7 +205,7 @@ SHORT = [
 ]
 LONG = [
     ("before", "row meta schema"),
-    ("inside", "write checkpoints/round-0-sft/step"),
+    ("inside", r"write checkpoints/round-0-sft/step-\d+.part/state.pt"),
     ("after", "rename round-0$"),  # the warm-up's folder is there and its row is not
     ("after", "rename round-0.old$"),  # so it is replaced: here it is aside, and its successor has not its name yet
     ("before", "submit round-0/eval/greedy "),
