@@ -26,10 +26,10 @@ import torch
 from transformers import AutoTokenizer, LogitsProcessor, PreTrainedTokenizerBase
 
 from common import Comparison, alternate, finish, parser, runs_of, timed
+from treepref.arithmetic.expressions import ExpressionError
+from treepref.arithmetic.written import calculate, show
 from treepref.models.gguf import find_smollm2, import_gguf
-from treepref.tasks.expressions import ExpressionError
 from treepref.tools import Forced, load_tool
-from treepref.tools.arithmetic import calculate, show
 from treepref.tools.text import TokenText
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # threads a row slow a batch down more than they help

@@ -19,8 +19,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from treepref.comparison import RunScores, difference
-from treepref.evaluation import Scores
+from treepref.evaluation.comparison import RunScores, difference
+from treepref.evaluation.scores import Scores
 from treepref.loops.compare import read_run
 
 Difference = dict[str, Any]

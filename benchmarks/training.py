@@ -38,15 +38,15 @@ os.environ.setdefault("TQDM_DISABLE", "1")  # before TRL reads it
 
 from common import Comparison, alternate, finish, parser, rounded, rss_mb, runs_of, same, timed, trim
 from questions import prompts_of, source
-from treepref.codec import pack_tree, unpack_tree
 from treepref.driver import Job, drive
 from treepref.engines.torch_engine import TorchEngine
 from treepref.models.policy import UNTRAINED, Policy, load_policy
-from treepref.objectives import Coefficients
+from treepref.runs.codec import pack_tree, unpack_tree
 from treepref.search.mcts import Mcts
 from treepref.training.examples import Example, ExampleNode, ExamplePair, attach_reference, example_from_tree
 from treepref.training.forward import model_scorer
 from treepref.training.learner import Learner, LearnerSettings
+from treepref.training.objectives import Coefficients
 from treepref.types import Node, Pair, Tree, new_tree
 
 BETA = 0.1

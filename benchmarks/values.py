@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from treepref import decoding, statistics
 from treepref.driver import Job, drive
-from treepref.evaluation import (
+from treepref.evaluation import decoding, statistics
+from treepref.evaluation.scores import (
     Samples,
     Scores,
     Solution,
@@ -38,7 +38,7 @@ from treepref.evaluation import (
 from treepref.loops.learn import warm_up
 from treepref.loops.session import Session
 from treepref.loops.values import FIRST, first_values, reads_of
-from treepref.recipe_io import load_recipe
+from treepref.recipes.reading import load_recipe
 from treepref.training.value_data import ValueData, value_data
 from treepref.types import Tree
 

@@ -19,8 +19,8 @@ from treepref.engines.scripted import ScriptedEngine
 from treepref.models.policy import BUILTIN, load_tokenizer
 from treepref.models.steps import split_steps
 from treepref.models.text import encode_prompt, encode_solution
-from treepref.recipe_io import load_recipe
-from treepref.store import Store
+from treepref.recipes.reading import load_recipe
+from treepref.runs.store import Store
 from treepref.tasks.loading import load_splits
 from treepref.tasks.task import load_task
 from treepref.types import Completion, Request

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from treepref.store import Store
+from treepref.runs.store import Store
 
 Death = tuple[str, str]
 """(moment, name of the event); in what a test wants, the name may be the beginning of a regular expression's match."""

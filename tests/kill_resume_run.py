@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from treepref.driver import Job, drive
 from treepref.engines.scripted import ScriptedEngine
+from treepref.runs.store import Store
 from treepref.search.mcts import Mcts
-from treepref.store import Store
 from treepref.types import Tree, new_tree
 
 STAGE = "round-1/search"

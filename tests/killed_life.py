@@ -95,7 +95,7 @@ def watch_engine(ledger: Ledger, engine: type[Any]) -> None:
 
 def watch_store(ledger: Ledger) -> None:
     """Every connection to SQLite, and which stage's journal is in use."""
-    from treepref.store import Store
+    from treepref.runs.store import Store
 
     journal = Store.journal
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from treepref import cli
 from treepref.engines import torch_engine as torch_engine
 from treepref.loops import dpo_st, learn, mcts_dpo, run, svpo
-from treepref.store import Store
+from treepref.runs.store import Store
 
 METHODS = (dpo_st, mcts_dpo, svpo, run)
 

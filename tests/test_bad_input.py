@@ -23,14 +23,14 @@ import transformers as hf
 
 from impatience import no_patience_with
 from treepref import cli, progress
-from treepref import store as store_module
 from treepref.errors import DataError, ModelError, RecipeError, StoreError
 from treepref.loops.run import run as run_recipe
 from treepref.models.policy import Policy, load_tokenizer, save_policy
 from treepref.models.tiny import build_tiny_model, build_tiny_tokenizer
 from treepref.models.value_head import ValueHead
-from treepref.recipe_io import load_recipe
-from treepref.store import Store
+from treepref.recipes.reading import load_recipe
+from treepref.runs import store as store_module
+from treepref.runs.store import Store
 
 Row = dict[str, object] | str
 CONTEXT = 40
@@ -423,7 +423,7 @@ def test_a_full_disk_stops_with_a_clear_error_wherever_it_strikes(base: Path, wh
 
 HOLD = """
 import sys
-from treepref.store import Store
+from treepref.runs.store import Store
 
 store = Store(sys.argv[1])
 print("held", flush=True)

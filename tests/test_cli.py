@@ -50,7 +50,7 @@ def test_every_command_explains_itself(command: str) -> None:
 
 
 def test_reading_recipes_needs_no_torch() -> None:
-    code = "import sys, treepref.recipe_io as r; r.load_recipe('svpo'); assert 'torch' not in sys.modules"
+    code = "import sys, treepref.recipes.reading as r; r.load_recipe('svpo'); assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], env=ENV).returncode == 0
 
 
@@ -58,7 +58,7 @@ def test_version_and_recipes() -> None:
     assert re.fullmatch(r"treepref \d+\.\d+\S*\n", output("--version"))
     listed = output("recipes")
     assert {line.split()[0] for line in listed.splitlines()} >= {"quickstart", "svpo", "svpo_smollm2_gsm8k"}
-    from treepref.recipe_io import load_recipe
+    from treepref.recipes.reading import load_recipe
 
     assert output("recipes", "svpo") == load_recipe("svpo").text
 
@@ -175,7 +175,7 @@ def test_main_prints_errors_literally(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 
 def test_digest_of_a_run(tmp_path: Path) -> None:
-    from treepref.store import Store
+    from treepref.runs.store import Store
 
     with Store(tmp_path) as store:
         expected = store.digest()

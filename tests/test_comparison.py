@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from treepref import statistics
-from treepref.comparison import RoundScores, RunScores, break_even, compare_runs, difference
-from treepref.evaluation import Inference, Scores, cost_by_kind, cost_of_policy, inference_of
+from treepref.evaluation import statistics
+from treepref.evaluation.comparison import RoundScores, RunScores, break_even, compare_runs, difference
+from treepref.evaluation.scores import Inference, Scores, cost_by_kind, cost_of_policy, inference_of
 from treepref.types import Cost
 
 ASK = Inference(flops_per_token=10.0, prompt_tokens=5.0)

@@ -14,10 +14,10 @@ from small_runs import METHODS, copy_model, run_command, treepref_command
 from treepref.errors import ModelError, RecipeError, StoreError
 from treepref.models.policy import load_policy, load_tokenizer
 from treepref.models.text import encode_prompt
-from treepref.store import JournalEntry, Store
+from treepref.runs.store import Store
 from treepref.training.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint, told_if_damaged
 from treepref.training.learner import Learner, LearnerSettings
-from treepref.types import Completion, Cost
+from treepref.types import Completion, Cost, JournalEntry
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from treepref import sizing
-from treepref.budget import Budget, budget_tokens
 from treepref.config import BudgetConfig, Recipe
 from treepref.errors import BudgetError, ModelError
-from treepref.estimate import Assumptions, duration, estimate, measured_assumptions, render, short
-from treepref.sizing import ModelInfo, Rates, measure_rates, model_info
+from treepref.recipes import sizing
+from treepref.recipes.estimate import Assumptions, duration, estimate, measured_assumptions, render, short
+from treepref.recipes.sizing import ModelInfo, Rates, measure_rates, model_info
+from treepref.runs.budget import Budget, budget_tokens
 from treepref.types import Cost
 
 INFO = ModelInfo(params=1000, kv_bytes_per_token=64, hidden=8, vocab=16, layers=2)
@@ -319,7 +319,7 @@ def test_the_command_prints_the_table(tmp_path: Path, lettered_model: str) -> No
     from typer.testing import CliRunner
 
     from treepref.cli import app
-    from treepref.recipe_io import dump_recipe
+    from treepref.recipes.reading import dump_recipe
 
     file = tmp_path / "r.yaml"
     file.write_text(dump_recipe(own_problems(tmp_path, lettered_model, rationale=True)))

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from treepref import statistics
-from treepref.evaluation import (
+from treepref.evaluation import statistics
+from treepref.evaluation.scores import (
     Samples,
     Scores,
     Solution,

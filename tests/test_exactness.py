@@ -19,13 +19,13 @@ from treepref.models.lora import add_adapters
 from treepref.models.policy import Policy, clone_policy, merged_state_dict
 from treepref.models.tiny import build_tiny_model, build_tiny_tokenizer
 from treepref.models.value_head import ValueHead
-from treepref.objectives import untrained_preference_loss
-from treepref.preferences import sibling_pairs, value_targets
 from treepref.search.base import solution_tokens
 from treepref.search.mcts import Mcts
 from treepref.training.examples import Example, attach_reference, example_from_tree
 from treepref.training.forward import Scores, model_scorer, score
 from treepref.training.learner import Learner, LearnerSettings
+from treepref.training.objectives import untrained_preference_loss
+from treepref.training.pairs import sibling_pairs, value_targets
 from treepref.types import Node, Request, Tree, new_tree
 
 CLOSE = 1e-4

@@ -28,7 +28,6 @@ from treepref.models.gguf import find_smollm2, import_gguf
 from treepref.models.policy import Policy, load_policy
 from treepref.models.text import encode_prompt, encode_solution
 from treepref.models.value_head import ValueHead
-from treepref.preferences import sibling_pairs
 from treepref.search.base import solution_tokens
 from treepref.search.mcts import Mcts
 from treepref.tasks.loading import load_splits
@@ -37,6 +36,7 @@ from treepref.training.examples import Example, ExampleNode, attach_reference, e
 from treepref.training.forward import PackedModel, evaluating, loss_batch, model_scorer, place, scatter_index, score
 from treepref.training.learner import Learner, LearnerSettings
 from treepref.training.packing import collate, flatten
+from treepref.training.pairs import sibling_pairs
 from treepref.training.probe import probe_packing
 from treepref.types import Problem, Request, Result, Tree, new_tree
 

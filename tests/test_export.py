@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from treepref.cli import app
 from treepref.config import Recipe
 from treepref.errors import StoreError
-from treepref.export import Exported, export_run, export_trl, text_decoder, trl_rows
-from treepref.store import Store
+from treepref.loops.export import Exported, export_run, export_trl, text_decoder, trl_rows
+from treepref.runs.store import Store
 from treepref.types import Node, Pair, Tree, new_tree
 
 

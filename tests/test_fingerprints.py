@@ -12,14 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from small_runs import METHODS, SMALL, WARM, Done, copy_model, run_command, treepref_command
-from treepref import fingerprint as fingerprint_module
 from treepref.errors import ModelError
-from treepref.fingerprint import differences, fingerprint
 from treepref.loops import learn
 from treepref.loops.run import run
 from treepref.loops.session import Session
-from treepref.recipe_io import load_recipe
-from treepref.store import Store
+from treepref.recipes.reading import load_recipe
+from treepref.runs import fingerprint as fingerprint_module
+from treepref.runs.fingerprint import differences, fingerprint
+from treepref.runs.store import Store
 from treepref.training.learner import Learner
 
 

@@ -121,7 +121,7 @@ def test_every_line_that_loads_says_that_code_is_not_trusted() -> None:
 
 def test_nothing_of_ours_reads_stdin() -> None:
     """But the worker processes, whose stdin is a pipe from us."""
-    allowed = {"tasks/worker.py", "tools/sandbox_worker.py", "tasks/isolation.py"}
+    allowed = {"workers/worker.py", "tools/sandbox_worker.py", "workers/isolation.py"}
     source = ROOT / "src" / "treepref"
     reading = {
         p.relative_to(source).as_posix()

@@ -13,7 +13,7 @@ import pytest
 from kill_plans import check_same_run, killed_and_resumed, lives_of
 from kill_resume_run import OUTCOMES, STAGE, TREES
 from treepref.errors import StoreError
-from treepref.store import Store
+from treepref.runs.store import Store
 
 HOLDER = Path(__file__).with_name("kill_resume_run.py")
 
@@ -62,7 +62,7 @@ def test_second_process_is_refused_and_the_lock_dies_with_its_holder(tmp_path: P
 
 FORKS = """
 import os, sys
-from treepref.store import Store
+from treepref.runs.store import Store
 store = Store(sys.argv[1])
 child = os.fork()
 if child == 0:  # the worker; it tells that it runs, after what it must do to be no holder of the lock

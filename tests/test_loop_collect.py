@@ -13,7 +13,7 @@ from treepref.loops.collect import pairs_of, reference_steps, search_rules, self
 from treepref.loops.session import Session
 from treepref.models.policy import load_tokenizer
 from treepref.models.text import choice_of, decode
-from treepref.recipe_io import load_recipe
+from treepref.recipes.reading import load_recipe
 from treepref.types import Node, Problem, new_tree
 
 DEFAULT = "Is this right?\n(A) right (B) wrong\nThe answer is ("

@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 
 from treepref import cli
 from treepref.errors import DataError, StoreError
-from treepref.evaluation import Solution
+from treepref.evaluation.scores import Solution
 from treepref.loops.compare import compare, read_run
-from treepref.recipe_io import load_recipe
+from treepref.recipes.reading import load_recipe
 from treepref.report.compare import comparison_markdown, render_comparison
-from treepref.store import Store
+from treepref.runs.store import Store
 from treepref.types import Cost, Problem
 
 NASTY = "x_*<script>alert(1)<|]&\"'"

@@ -17,10 +17,10 @@ from treepref.loops.fork import fork
 from treepref.loops.learn import written_solution
 from treepref.loops.run import run as run_recipe
 from treepref.loops.session import Session
-from treepref.preferences import is_right
-from treepref.recipe_io import load_recipe
-from treepref.selection import jaccard
-from treepref.store import Store
+from treepref.recipes.reading import load_recipe
+from treepref.runs.store import Store
+from treepref.training.pairs import is_right
+from treepref.training.selection import jaccard
 
 SMALL = [
     "seed=3", "rounds=2", "engine.threads=1", "engine.max_rows=64", "task.splits.labelled=12", "task.splits.train=16",

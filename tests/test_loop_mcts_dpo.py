@@ -17,8 +17,8 @@ from treepref.errors import BudgetError, RecipeError, TooFewPairs
 from treepref.loops import mcts_dpo, run
 from treepref.loops.evaluate import evaluate
 from treepref.loops.session import Session
-from treepref.recipe_io import load_recipe
-from treepref.store import Store
+from treepref.recipes.reading import load_recipe
+from treepref.runs.store import Store
 from treepref.types import Request
 
 SMALL = [

@@ -16,8 +16,8 @@ from loop_runs import check_same_weights, digest
 from treepref.errors import BudgetError, RecipeError, StoreError, TooFewPairs
 from treepref.loops.run import run as run_recipe
 from treepref.models.policy import BUILTIN
-from treepref.recipe_io import load_recipe
-from treepref.store import Store
+from treepref.recipes.reading import load_recipe
+from treepref.runs.store import Store
 from treepref.training.checkpoints import Checkpoint, save_checkpoint
 
 SMALL = [

@@ -28,7 +28,6 @@ from transformers import (
 )
 
 from treepref.errors import ModelError, StoreError
-from treepref.landing import MARK, fresh_folder
 from treepref.models import policy as policy_module
 from treepref.models.folder import landing
 from treepref.models.policy import (
@@ -42,6 +41,7 @@ from treepref.models.policy import (
 )
 from treepref.models.tiny import build_tiny_model, build_tiny_tokenizer
 from treepref.models.value_head import ValueHead, load_value_head, save_value_head
+from treepref.runs.landing import MARK, fresh_folder
 
 TOKENIZER = build_tiny_tokenizer(-9, 9, ["sum"])
 VOCAB = len(TOKENIZER)

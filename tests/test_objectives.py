@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from treepref.objectives import (
+from treepref.training.objectives import (
     OBJECTIVES,
     Coefficients,
     Counts,

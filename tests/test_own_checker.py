@@ -18,9 +18,9 @@ from treepref.loops.run import run_stage
 from treepref.loops.session import Session
 from treepref.loops.summary import counted_events
 from treepref.loops.unchecked import failure_counts, note_failure, take_back
-from treepref.recipe_io import load_recipe
+from treepref.recipes.reading import load_recipe
 from treepref.report.table import event_lines
-from treepref.store import Store
+from treepref.runs.store import Store
 from treepref.tasks.own_checker import FAILED, IN_A_ROW, STOPPED_WORKING, Watch
 from treepref.tasks.task import load_task
 from treepref.tasks.trial import own_solution, try_own_checker

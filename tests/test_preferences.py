@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from test_search_mcts import PROMPT, played, searches, worlds
 from treepref.config import PairConfig
 from treepref.errors import TreeprefError
-from treepref.preferences import (
+from treepref.search import Sampling
+from treepref.search.base import path_nodes, solution_tokens
+from treepref.training.pairs import (
     PairStats,
     best_outcomes,
     correct_paths,
@@ -20,8 +22,6 @@ from treepref.preferences import (
     value_targets,
     visit_smoothing,
 )
-from treepref.search import Sampling
-from treepref.search.base import path_nodes, solution_tokens
 from treepref.types import Node, new_tree
 
 LOOSE = PairConfig(min_gap=0.0, max_per_parent=100, max_per_tree=1000, winner_reaches_answer=False)

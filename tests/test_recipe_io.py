@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from treepref.config import Recipe
 from treepref.errors import RecipeError
-from treepref.recipe_io import (
+from treepref.recipes.reading import (
     RESUMABLE,
     builtin_recipes,
     check_resume,

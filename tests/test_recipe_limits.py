@@ -17,9 +17,9 @@ from rich.console import Console
 
 from treepref.config import Recipe
 from treepref.errors import RecipeError
-from treepref.estimate import estimate, render
-from treepref.recipe_io import dump_recipe, known_keys, load_recipe
-from treepref.sizing import ModelInfo, Rates
+from treepref.recipes.estimate import estimate, render
+from treepref.recipes.reading import dump_recipe, known_keys, load_recipe
+from treepref.recipes.sizing import ModelInfo, Rates
 
 
 def refusal(tmp_path: Path, text: str, *overrides: str) -> str:

@@ -8,14 +8,13 @@ import random
 import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
-from itertools import pairwise
 
 import pytest
 from rich.console import Console
 
 from treepref.errors import StoreError
-from treepref.evaluation import Solution, results_document, round_summary
-from treepref.report import html, numbers, plots, svg, table
+from treepref.evaluation.scores import Solution, results_document, round_summary
+from treepref.report import html, numbers, plots, table
 from treepref.report.data import ReportData, group_events
 from treepref.report.tree_view import MAX_TEXT, colour_of, tree_view
 from treepref.types import Cost
@@ -424,25 +423,3 @@ def test_training_panels_leave_gaps_for_what_is_not_finite():
     assert list(panels[0][1].data[0].y) == [1.0, None, 0.5]
     assert len(panels[0][1].layout.shapes) == 1  # one line between the rounds
     assert plots.training_panels([]) == []
-
-
-def test_picture_is_svg_with_every_method():
-    root = ElementTree.fromstring(svg.picture(synthetic_results()))
-    texts = ["".join(t.itertext()) for t in root.iter("{http://www.w3.org/2000/svg}text")]
-    for name in ("greedy", "vote@8", "beam(2,4)", "best-of-n", "weighted vote", "beam"):
-        assert name in texts
-    width, height = (float(root.get(k)) for k in ("width", "height"))
-    for circle in root.iter("{http://www.w3.org/2000/svg}circle"):
-        assert 0 < float(circle.get("cx")) < width and 0 < float(circle.get("cy")) < height
-    ElementTree.fromstring(svg.picture(synthetic_results(rounds=1)))
-    with pytest.raises(ValueError, match="no round"):
-        svg.picture(results_document({}, 0, [], Cost()))
-
-
-def test_names_at_line_ends_do_not_overlap():
-    heights = [100, 101, 50, 102]
-    placed = svg._spread(heights, top=40, bottom=110)
-    order = sorted(range(4), key=heights.__getitem__)
-    ordered = [placed[i] for i in order]
-    assert all(b - a >= 16 for a, b in pairwise(ordered))  # far enough apart, and still in their order
-    assert ordered == [50, 78, 94, 110]

@@ -7,14 +7,14 @@ import math
 import pytest
 
 from test_report import NASTY, Page, node, printed, synthetic_report, synthetic_results
-from treepref import decoding
 from treepref.config import EvalConfig
-from treepref.evaluation import JudgedNode, Solution, round_summary, self_evaluation_quality, tool_use
+from treepref.evaluation import decoding
+from treepref.evaluation.scores import JudgedNode, Solution, round_summary, self_evaluation_quality, tool_use
 from treepref.loops.summary import judged_nodes, text_pieces, training_steps, unfinished_stages
 from treepref.models.tiny import build_tiny_tokenizer
 from treepref.report import html, plots, table
 from treepref.report.tree_view import MAX_TEXT, clip_pieces, tree_view
-from treepref.store import Store
+from treepref.runs.store import Store
 from treepref.types import Cost, Node, Tree, new_tree
 
 

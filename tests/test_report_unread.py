@@ -12,17 +12,17 @@ from rich.console import Console
 
 from test_report import NASTY, Page, synthetic_report, synthetic_results
 from treepref import progress
-from treepref.comparison import RoundScores, RunScores, compare_runs
 from treepref.errors import BudgetError, TooFewPairs
-from treepref.evaluation import Samples, Solution, results_document, round_summary, sampled_scores, single_scores
+from treepref.evaluation.comparison import RoundScores, RunScores, compare_runs
+from treepref.evaluation.scores import Samples, Solution, results_document, round_summary, sampled_scores, single_scores
 from treepref.loops import svpo
 from treepref.loops.run import run as run_recipe
 from treepref.loops.run import run_stage
-from treepref.reading import KEPT_CHARS, Attempt, Reading, example_line, shortened, summary_line
-from treepref.recipe_io import load_recipe
+from treepref.recipes.reading import load_recipe
 from treepref.report import html, table
 from treepref.report.compare import accuracy_grid
-from treepref.store import Store
+from treepref.report.reading import KEPT_CHARS, Attempt, Reading, example_line, shortened, summary_line
+from treepref.runs.store import Store
 from treepref.types import Cost
 
 RUN = Path("run")

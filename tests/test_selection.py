@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from treepref.search.tree import add_children
-from treepref.selection import distinct, jaccard, least_similar, least_similar_pairs, solutions_cap
+from treepref.training.selection import distinct, jaccard, least_similar, least_similar_pairs, solutions_cap
 from treepref.types import Completion, Tree, new_tree
 
 SOLUTIONS = st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=6).map(tuple), max_size=8)

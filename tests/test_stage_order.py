@@ -10,8 +10,8 @@ import pytest
 
 from small_runs import METHODS, contents, copy_model, run_command, treepref_command
 from treepref.loops.session import Session
-from treepref.recipe_io import load_recipe
-from treepref.store import Store
+from treepref.recipes.reading import load_recipe
+from treepref.runs.store import Store
 
 CHAINS = {
     "svpo": ["search 1", "pairs 1", "train 1", "search 2", "pairs 2", "train 2"],

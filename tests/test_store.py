@@ -14,18 +14,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from treepref import codec, run_folder
-from treepref import store as store_module
 from treepref.engines.base import generate
 from treepref.engines.scripted import ScriptedEngine
 from treepref.errors import StoreError
-from treepref.landing import new_folder
-from treepref.run_folder import land_file, mount_type
+from treepref.runs import codec, run_folder
+from treepref.runs import store as store_module
+from treepref.runs.landing import new_folder
+from treepref.runs.run_folder import land_file, mount_type
+from treepref.runs.store import Store
 from treepref.search.base import solution_tokens
 from treepref.search.mcts import Mcts
 from treepref.search.tree import digest_tree, tree_to_arrays
-from treepref.store import JournalEntry, Store
-from treepref.types import Completion, Cost, Node, Pair, Problem, Request, Tree, new_tree
+from treepref.types import Completion, Cost, JournalEntry, Node, Pair, Problem, Request, Tree, new_tree
 
 FOUND = Completion((4, 5, 1), (-0.1, -1e-17, -2.5), "step", value=0.25, policy_version=3)
 

@@ -23,8 +23,8 @@ from treepref.config import SplitConfig, TaskConfig
 from treepref.errors import DataError, RecipeError
 from treepref.tasks import Checker, answers, gym, latex, load_splits, load_task, numbers
 from treepref.tasks.files import parse_gsm8k, parse_math, read_items
-from treepref.tasks.isolation import WorkerProcess
 from treepref.types import Problem, Question
+from treepref.workers.isolation import WorkerProcess
 
 PROBLEM = Problem("p1", "How many?", "5")
 
@@ -211,7 +211,9 @@ def test_a_hung_check_costs_its_limit_and_nothing_else(own_module, monkeypatch):
 
 def test_a_process_that_hangs_is_given_up_at_the_limit(own_module):
     os.mkfifo("hanging")
-    worker = WorkerProcess("treepref.tasks.worker", json.dumps({"function": own_module, "key": "k", "memory_mb": None}))
+    worker = WorkerProcess(
+        "treepref.workers.worker", json.dumps({"function": own_module, "key": "k", "memory_mb": None})
+    )
     try:
         worker.wait()
         start = time.monotonic()
@@ -235,7 +237,7 @@ def test_a_checker_that_cannot_be_imported_is_named(own_module):
 def test_a_worker_outlives_no_killed_parent(own_module, tmp_path):
     script = f"""
         import os, sys
-        from treepref.tasks.isolation import IsolatedFunction
+        from treepref.workers.isolation import IsolatedFunction
         worker = IsolatedFunction({own_module!r}, key="k", seconds=9)
         worker.wait()
         print(worker._worker.process.pid, flush=True)
@@ -253,7 +255,7 @@ def test_a_worker_outlives_no_killed_parent(own_module, tmp_path):
 
 
 def test_tasks_import_no_torch():
-    code = "import sys, treepref.tasks.worker; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    code = "import sys, treepref.workers.worker; print([m for m in ('torch', 'transformers') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from treepref.arithmetic.expressions import ExpressionError, evaluate, parse_expression
 from treepref.config import TaskConfig
 from treepref.errors import RecipeError
 from treepref.tasks import gym
-from treepref.tasks.expressions import ExpressionError, evaluate, parse_expression
 from treepref.tasks.rationales import arithmetic_steps, chain_steps, countdown_steps, drop_annotations
 from treepref.tasks.task import load_task
 

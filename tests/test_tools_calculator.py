@@ -14,10 +14,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tool_tokenizers import TOKENIZERS, byte_level, cut_at_random, single_digits
+from treepref.arithmetic.expressions import ExpressionError
+from treepref.arithmetic.written import calculate, show
 from treepref.errors import RecipeError
-from treepref.tasks.expressions import ExpressionError
 from treepref.tools import calculator, load_tool
-from treepref.tools.arithmetic import calculate, show
 from treepref.tools.calculator import MAX_BYTES, Calculator
 from treepref.tools.text import TokenText
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 
 from treepref.errors import DataError, ModelError
-from treepref.objectives import Counts
 from treepref.training.examples import (
     Example,
     ExampleNode,
@@ -16,6 +15,7 @@ from treepref.training.examples import (
     example_from_solution,
     example_from_tree,
 )
+from treepref.training.objectives import Counts
 from treepref.types import Node, Pair, Tree, new_tree
 
 

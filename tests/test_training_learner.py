@@ -17,10 +17,10 @@ from torch import nn
 from training_cases import VOCABULARY, random_examples, separate, tiny_llama, tiny_value_head
 from treepref.config import TrainConfig, WarmupConfig
 from treepref.errors import DataError, ModelError, StoreError
-from treepref.objectives import OBJECTIVES, Coefficients, Counts, LossBatch, total
 from treepref.training.examples import Example, ExampleNode, ExamplePair, attach_reference, example_from_solution
 from treepref.training.forward import loss_batch, model_scorer
 from treepref.training.learner import Learner, LearnerSettings
+from treepref.training.objectives import OBJECTIVES, Coefficients, Counts, LossBatch, total
 from treepref.training.packing import flatten
 from treepref.training.probe import wholly_float64
 from treepref.training.schedule import lr_factor, plan_steps

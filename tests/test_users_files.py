@@ -13,11 +13,11 @@ import torch
 
 from small_runs import METHODS, contents, copy_model, run_command, treepref_command
 from treepref.errors import StoreError
-from treepref.landing import is_leftover, new_file, new_folder, recover
 from treepref.loops.unchecked import failure_counts, note_failure
 from treepref.models.folder import landing
 from treepref.models.policy import load_policy, save_policy
-from treepref.store import Store
+from treepref.runs.landing import is_leftover, new_file, new_folder, recover
+from treepref.runs.store import Store
 from treepref.training.checkpoints import Checkpoint, latest_checkpoint, remove_checkpoints, save_checkpoint
 
 

@@ -18,17 +18,17 @@ from treepref import progress
 from treepref.engines.base import generate
 from treepref.engines.torch_engine import TorchEngine
 from treepref.errors import ModelError, StoreError
-from treepref.evaluation import Samples, Solution, joined_scores
+from treepref.evaluation.scores import Samples, Solution, joined_scores
 from treepref.loops.run import run as run_recipe
 from treepref.loops.session import Session
 from treepref.loops.values import reads_of
 from treepref.models.policy import Policy, load_policy, save_policy
 from treepref.models.value_head import Read, ValueHead, head_from_plain, load_value_head, save_value_head
-from treepref.recipe_io import load_recipe
+from treepref.recipes.reading import load_recipe
+from treepref.runs.store import Store
 from treepref.search.mcts import Mcts
 from treepref.search.sampling import StepSampling
 from treepref.search.tree import best_first, joined, joined_value
-from treepref.store import Store
 from treepref.training.examples import Example, ExampleNode
 from treepref.training.forward import score
 from treepref.training.value_data import ValueData, chosen_nodes, reaches_right, share_right, value_data

@@ -20,13 +20,13 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "engines.scripted": ("ScriptedEngine",),
     "engines.torch_engine": ("TorchEngine",),
     "search": ("Mcts", "StepBeam", "Sampling"),
-    "store": ("Store",),
+    "runs.store": ("Store",),
     "driver": ("Job", "drive"),
-    "preferences": ("sibling_pairs", "solution_pairs", "correct_paths", "value_targets"),
+    "training.pairs": ("sibling_pairs", "solution_pairs", "correct_paths", "value_targets"),
     "training.examples": ("example_from_tree", "example_from_solution", "attach_reference"),
     "training.forward": ("model_scorer",),
     "training.learner": ("Learner", "LearnerSettings"),
-    "recipe_io": ("load_recipe",),
+    "recipes.reading": ("load_recipe",),
     "loops.run": ("run",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

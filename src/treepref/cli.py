@@ -70,7 +70,7 @@ def run(
     quiet: QuietOption = False,
 ) -> None:
     """Run a recipe, or go on with a run that was stopped."""
-    from treepref.recipe_io import load_recipe
+    from treepref.recipes.reading import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
     _quieten(quiet)
@@ -84,11 +84,11 @@ def estimate(recipe: RecipeArg, overrides: OverridesArg = None) -> None:
     """Print the expected tokens, FLOPs, time and disk of a recipe, before anything is spent."""
     from rich.console import Console
 
-    from treepref.recipe_io import load_recipe
+    from treepref.recipes.reading import load_recipe
 
     loaded = load_recipe(recipe, overrides or []).recipe
-    from treepref import estimate as cost
-    from treepref.sizing import measure_rates, model_info
+    from treepref.recipes import estimate as cost
+    from treepref.recipes.sizing import measure_rates, model_info
 
     info = model_info(loaded.model.path, loaded.model.dtype)
     rates = measure_rates(loaded.model.device, loaded.model.dtype)
@@ -188,7 +188,7 @@ def compare(
 @app.command()
 def digest(run_dir: RunArg) -> None:
     """Print one hash of what a run found: trees, outcomes and pairs, no floats."""
-    from treepref.store import Store
+    from treepref.runs.store import Store
 
     with Store(run_dir, read_only=True) as store:
         print(store.digest())
@@ -204,7 +204,7 @@ def export(
     """Write a run's preferences for another trainer."""
     if to != "trl":
         raise TreeprefError(f"--to {to}: the only format is trl")
-    from treepref.export import export_run
+    from treepref.loops.export import export_run
 
     file = out or run_dir / "trl.jsonl"
     written, warning = export_run(run_dir, file, round=round)
@@ -230,7 +230,7 @@ def recipes(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Print this recipe's text instead.")] = None,
 ) -> None:
     """List the built-in recipes, or print one: `treepref recipes svpo > my.yaml`."""
-    from treepref.recipe_io import builtin_recipes, load_recipe
+    from treepref.recipes.reading import builtin_recipes, load_recipe
 
     if name is not None:
         print(load_recipe(name).text, end="")

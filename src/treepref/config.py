@@ -1,6 +1,6 @@
 """The schema of a recipe. Every key is documented here and, with its default, in `recipes/svpo.yaml`.
 
-Reading YAML, overrides and line numbers live in `recipe_io.py`; this file knows only what a recipe may say.
+Reading YAML, overrides and line numbers live in `recipes/reading.py`; this file knows only what a recipe may say.
 """
 
 from __future__ import annotations

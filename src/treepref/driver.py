@@ -21,8 +21,7 @@ from typing import Protocol
 from treepref.engines.base import Engine
 from treepref.errors import CheckerError, TreeprefError
 from treepref.search.base import Expansion, Judge, Search, node_path, path_nodes, solution_tokens
-from treepref.store import JournalEntry
-from treepref.types import Completion, Cost, Node, Request, Result, SoFar, Tree
+from treepref.types import Completion, Cost, JournalEntry, Node, Request, Result, SoFar, Tree
 
 WRONG = -1.0
 """Reward of a solution whose judge raised an error."""

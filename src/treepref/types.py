@@ -128,6 +128,20 @@ class Result:
     error: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class JournalEntry:
+    """One expansion of an unfinished tree, as it arrived."""
+
+    tree: str
+    path: str
+    """Name of the node that was expanded (`search.base.node_path`)."""
+    request: str
+    """Fingerprint of what was asked; an entry serves a replay only where it is asked again to the letter."""
+    completions: tuple[Completion, ...]
+    rewards: tuple[float | None, ...]
+    prefix_value: float | None
+
+
 @dataclass(slots=True, eq=False)
 class Node:
     """A reasoning step. Its state is the tree's prompt and the tokens of every node from the root down to it."""

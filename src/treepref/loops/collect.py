@@ -18,13 +18,13 @@ from treepref.loops.session import Session
 from treepref.loops.values import FIRST
 from treepref.models.steps import split_steps
 from treepref.models.text import choice_of, decode, encode_solution
-from treepref.preferences import PairStats, TextOf, sibling_pairs, solution_pairs, trace_pairs
 from treepref.progress import stage_progress
-from treepref.reading import Reading, example_line, summary_line
+from treepref.report.reading import Reading, example_line, summary_line
+from treepref.runs.store import Store
 from treepref.search.base import Judge, Search
 from treepref.search.episodes import EpisodeMcts
 from treepref.search.mcts import Mcts
-from treepref.store import Store
+from treepref.training.pairs import PairStats, TextOf, sibling_pairs, solution_pairs, trace_pairs
 from treepref.types import Choice, Cost, Pair, Problem, Tree, new_tree
 
 Rules = Callable[[Problem], Search]

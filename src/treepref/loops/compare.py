@@ -1,6 +1,6 @@
 """`treepref compare`: several runs, of any method, side by side. Reads their stores only; writes beside none of them.
 
-What is compared and how is in `comparison.py`.
+What is compared and how is in `evaluation/comparison.py`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 from pydantic import ValidationError
 from rich.console import Console
 
-from treepref.comparison import RoundScores, RunScores, compare_runs
 from treepref.config import Recipe
 from treepref.errors import DataError, StoreError
-from treepref.evaluation import (
+from treepref.evaluation.comparison import RoundScores, RunScores, compare_runs
+from treepref.evaluation.scores import (
     Samples,
     Scores,
     cost_of_policy,
@@ -29,11 +29,11 @@ from treepref.evaluation import (
     scores_over_k,
     single_scores,
 )
-from treepref.landing import new_file
 from treepref.loops.stored import stored_solutions
 from treepref.report.compare import comparison_markdown, print_comparison, write_comparison
-from treepref.run_folder import disk_errors
-from treepref.store import Store
+from treepref.runs.landing import new_file
+from treepref.runs.run_folder import disk_errors
+from treepref.runs.store import Store
 
 _ASIDE = ("seed", "engine", "budget")
 """Sections of a recipe that make no other recipe of it."""

@@ -25,11 +25,11 @@ from treepref.loops.evaluate import evaluate
 from treepref.loops.order import Order
 from treepref.loops.session import Session
 from treepref.loops.stored import stored_summary
-from treepref.preferences import is_right
 from treepref.progress import stage_progress
 from treepref.search.sampling import Sampling
-from treepref.selection import distinct, least_similar_pairs, solutions_cap
 from treepref.training.examples import example_from_solution
+from treepref.training.pairs import is_right
+from treepref.training.selection import distinct, least_similar_pairs, solutions_cap
 from treepref.types import Cost, Node, Pair, Problem, Tree, new_tree
 
 Tokens = tuple[int, ...]

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from treepref import decoding
-from treepref.decoding import Decoder
 from treepref.driver import Job, drive
-from treepref.evaluation import Solution, round_summary
+from treepref.evaluation import decoding
+from treepref.evaluation.decoding import Decoder
+from treepref.evaluation.scores import Solution, round_summary
 from treepref.loops.session import Session
 from treepref.loops.stored import stored_solutions
 from treepref.models.text import decode

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from treepref.config import Recipe
 from treepref.errors import RecipeError, StoreError
-from treepref.landing import new_folder
 from treepref.loops.unchecked import forget_other_stages
-from treepref.recipe_io import dump_recipe, load_recipe, recipe_changes
-from treepref.run_folder import disk_errors, sqlite_errors
-from treepref.store import STOPPED_BEFORE, Store
+from treepref.recipes.reading import dump_recipe, load_recipe, recipe_changes
+from treepref.runs.landing import new_folder
+from treepref.runs.run_folder import disk_errors, sqlite_errors
+from treepref.runs.store import STOPPED_BEFORE, Store
 
 FREE = (
     "name", "rounds", "pairs.", "train.", "budget.", "eval.samples", "eval.sbs", "eval.mcts",

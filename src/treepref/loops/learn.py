@@ -14,12 +14,12 @@ from treepref.loops.session import Session
 from treepref.loops.values import has_fits, refit
 from treepref.models.policy import Policy
 from treepref.models.text import encode_prompt, encode_solution
-from treepref.preferences import best_outcomes, correct_paths, value_targets
 from treepref.progress import stage_progress
 from treepref.training.checkpoints import remove_checkpoints
 from treepref.training.examples import Example, attach_reference, example_from_solution, example_from_tree
 from treepref.training.forward import model_scorer
 from treepref.training.learner import Learner, LearnerSettings
+from treepref.training.pairs import best_outcomes, correct_paths, value_targets
 from treepref.training.probe import probe_packing
 from treepref.training.schedule import plan_steps
 from treepref.types import Cost, Pair, Problem, Tree

@@ -31,12 +31,12 @@ from treepref.loops.reading import search_reading
 from treepref.loops.session import Session
 from treepref.models.lora import has_adapters
 from treepref.models.policy import Policy, adapter_off, merged_state_dict
-from treepref.preferences import PairStats
 from treepref.progress import Progress, stage_progress
 from treepref.training.checkpoints import remove_checkpoints
 from treepref.training.examples import Example, NodeLogprobs, Scorer, attach_reference
 from treepref.training.forward import model_scorer
 from treepref.training.learner import Learner, LearnerRun, LearnerSettings, Metrics
+from treepref.training.pairs import PairStats
 from treepref.types import Cost, Pair, Problem, Tree
 
 CHECKED_NODES = 8

@@ -1,6 +1,6 @@
 """What was read of a run's stored solutions: those of its evaluations and of its search trees. Needs no model.
 
-Knows the store and the run's task; what is counted and shown of it is in `treepref/reading.py`.
+Knows the store and the run's task; what is counted and shown of it is in `treepref/report/reading.py`.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from treepref.evaluation import Solution
+from treepref.evaluation.scores import Solution
 from treepref.loops.session import Session
 from treepref.loops.stored import stored_solutions
 from treepref.models.text import decode
-from treepref.preferences import is_right
-from treepref.reading import Attempt, Outcome, Reading
+from treepref.report.reading import Attempt, Outcome, Reading
 from treepref.search.base import solution_tokens
+from treepref.training.pairs import is_right
 from treepref.types import Cost, Node, Problem, Tree
 
 READ_TREES = 256

@@ -15,7 +15,7 @@ from treepref.errors import TreeprefError
 from treepref.loops.order import Order, check_sequence, check_stage
 from treepref.loops.session import Session
 from treepref.loops.summary import report, unfinished_stages
-from treepref.recipe_io import LoadedRecipe
+from treepref.recipes.reading import LoadedRecipe
 
 Stage = Callable[[Session, int], None]
 

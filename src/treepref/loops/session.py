@@ -16,21 +16,21 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from treepref.budget import Budget
 from treepref.config import Recipe
 from treepref.driver import DriveReport
 from treepref.errors import BudgetError, CheckerError, DataError, EngineError, StoreError
-from treepref.fingerprint import Fingerprint, fingerprint
+from treepref.loops.policies import Policies, begun
 from treepref.loops.unchecked import note_failure, take_back
 from treepref.models.policy import Policy, load_policy, load_tokenizer, merged_state_dict, save_policy
 from treepref.models.text import decode, encode_prompt
 from treepref.models.value_head import head_from_plain
-from treepref.policies import Policies, begun
-from treepref.recipe_io import LoadedRecipe, check_resume, dump_recipe
-from treepref.run_folder import disk_errors, land_file
+from treepref.recipes.reading import LoadedRecipe, check_resume, dump_recipe
+from treepref.recipes.stored import stored_recipe
+from treepref.runs.budget import Budget
+from treepref.runs.fingerprint import Fingerprint, fingerprint
+from treepref.runs.run_folder import disk_errors, land_file
+from treepref.runs.store import Store
 from treepref.search.base import Judge
-from treepref.store import Store
-from treepref.stored_recipe import stored_recipe
 from treepref.tasks.checking import Checker, Verdict
 from treepref.tasks.loading import load_splits
 from treepref.tasks.task import Task, load_task

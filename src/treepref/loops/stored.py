@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from treepref.evaluation import Solution
-from treepref.store import Store
+from treepref.evaluation.scores import Solution
+from treepref.runs.store import Store
 
 
 def stored_solutions(store: Store, stage: str) -> list[Solution]:

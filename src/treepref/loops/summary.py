@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
-from treepref.evaluation import JudgedNode, inference_of, results_document, self_evaluation_quality
+from treepref.evaluation.scores import JudgedNode, inference_of, results_document, self_evaluation_quality
 from treepref.loops.reading import evaluation_reading, problem_of, search_summary
 from treepref.loops.session import Session
 from treepref.loops.stored import stored_summary
@@ -25,8 +25,8 @@ from treepref.models.text import decode
 from treepref.report.data import ReportData
 from treepref.report.html import write_report
 from treepref.report.table import print_results
-from treepref.run_folder import disk_errors, land_file
-from treepref.store import Store, TreeRow
+from treepref.runs.run_folder import disk_errors, land_file
+from treepref.runs.store import Store, TreeRow
 from treepref.types import Cost, Node, Pair, Tree
 
 DRAWN_TREES = 10

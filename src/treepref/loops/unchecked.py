@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from treepref.store import Store
+from treepref.runs.store import Store
 
 _META = "check_failures"
 

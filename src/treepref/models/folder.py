@@ -15,8 +15,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from treepref.errors import ModelError, StoreError
-from treepref.fingerprint import hash_of
-from treepref.landing import MARK, clear, new_folder, recover, set_aside
+from treepref.runs.fingerprint import hash_of
+from treepref.runs.landing import MARK, clear, new_folder, recover, set_aside
 
 WEIGHT_FILES = (
     "model.safetensors",

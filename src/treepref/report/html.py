@@ -19,11 +19,11 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from treepref.errors import StoreError
-from treepref.landing import new_file
-from treepref.reading import summary_line
 from treepref.report import numbers, plots
 from treepref.report.data import ReportData, group_events
+from treepref.report.reading import summary_line
 from treepref.report.tree_view import colour_of, tree_view
+from treepref.runs.landing import new_file
 
 MAX_TREES = 10
 

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from treepref.reading import example_line, summary_line
 from treepref.report import numbers
 from treepref.report.data import group_events
+from treepref.report.reading import example_line, summary_line
 
 WIDTH = 100
 SHOWN_EVENTS = 6

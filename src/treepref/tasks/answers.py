@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from treepref.arithmetic.expressions import ExpressionError, evaluate, format_fraction, numbers_in, parse_expression
 from treepref.tasks import latex
-from treepref.tasks.expressions import ExpressionError, evaluate, format_fraction, numbers_in, parse_expression
 from treepref.tasks.number_sentences import (
     CLAUSE_END,
     CONCLUSION,

@@ -10,10 +10,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
 
-from treepref.tasks.isolation import IsolatedFunction
 from treepref.tasks.own_checker import Watch
 from treepref.tasks.rules import AnswerRule
 from treepref.types import Problem
+from treepref.workers.isolation import IsolatedFunction
 
 MEMORY_MB = 4096
 """Memory of a worker that runs our own comparisons ('9^{9^{9^9}}' must not take the machine). Users' have no limit."""

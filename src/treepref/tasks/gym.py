@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from random import Random
 from typing import Any
 
+from treepref.arithmetic.expressions import ExpressionError, evaluate, parse_expression
 from treepref.errors import RecipeError
-from treepref.tasks.expressions import ExpressionError, evaluate, parse_expression
 from treepref.tasks.numbers import parse_number
 from treepref.tasks.rationales import arithmetic_steps, chain_steps, countdown_steps
 from treepref.types import Problem

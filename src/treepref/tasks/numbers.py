@@ -10,7 +10,7 @@ import re
 import unicodedata
 from fractions import Fraction
 
-from treepref.tasks.expressions import format_fraction
+from treepref.arithmetic.expressions import format_fraction
 
 MAX_DIGITS = 400
 """Most digits of a number, of its numerator and of its denominator."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from random import Random
 
-from treepref.tasks.expressions import (
+from treepref.arithmetic.expressions import (
     Binary,
     Expression,
     ExpressionError,

@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from treepref.arithmetic.expressions import ExpressionError, evaluate, numbers_in, parse_expression
 from treepref.tasks import answers, latex
-from treepref.tasks.expressions import ExpressionError, evaluate, numbers_in, parse_expression
 from treepref.tasks.numbers import bare_number, number_or_none
 from treepref.tasks.statements import MARK, final_part, last_line
 from treepref.tasks.texts import number_of, plain_text

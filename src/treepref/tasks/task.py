@@ -16,11 +16,11 @@ from treepref.tasks import rules
 from treepref.tasks.checking import Checker
 from treepref.tasks.choices import CHOICE, PARSERS
 from treepref.tasks.choices import SELF_EVALUATION as CHOICE_SELF_EVALUATION
-from treepref.tasks.functions import is_function_name, load_function
 from treepref.tasks.rationales import arithmetic_steps, chain_steps, solution_lines
 from treepref.tasks.rules import AnswerRule
 from treepref.tasks.statements import MARK, statements
 from treepref.types import Problem, Question
+from treepref.workers.functions import is_function_name, load_function
 
 Prompt = Callable[[Question], str]
 Steps = Callable[[Problem, list[int], Random], list[str]]

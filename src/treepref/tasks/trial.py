@@ -11,10 +11,10 @@ from random import Random
 from treepref.errors import DataError, RecipeError
 from treepref.tasks.checking import Checker
 from treepref.tasks.choices import PARSERS
-from treepref.tasks.isolation import DIED, TOO_SLOW
 from treepref.tasks.statements import MARK
 from treepref.tasks.task import Task
 from treepref.types import Problem
+from treepref.workers.isolation import DIED, TOO_SLOW
 
 PROBLEMS = 3
 """So many of each split are tried."""

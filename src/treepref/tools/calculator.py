@@ -11,8 +11,8 @@ from functools import lru_cache
 
 from transformers import PreTrainedTokenizerBase
 
-from treepref.tasks.expressions import ExpressionError
-from treepref.tools.arithmetic import calculate, show
+from treepref.arithmetic.expressions import ExpressionError
+from treepref.arithmetic.written import calculate, show
 from treepref.tools.base import Forced
 from treepref.tools.text import TokenText
 

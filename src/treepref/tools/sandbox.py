@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 
 from treepref.errors import RecipeError, TreeprefError
-from treepref.tasks.isolation import WorkerProcess
+from treepref.workers.isolation import WorkerProcess
 
 GRACE_SECONDS = 2.0
 """The interpreter ends a program at the time limit by itself; where it does not, its process is killed this much later.

@@ -16,7 +16,7 @@ from typing import Any
 
 import pydantic_monty
 
-from treepref.tasks.worker import die_with_parent, limit_memory, private_channel
+from treepref.workers.worker import die_with_parent, limit_memory, private_channel
 
 ADDRESS_SPACE_MB = 512
 """For this process and for its child, besides what the sandbox itself may hold."""

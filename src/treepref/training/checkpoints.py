@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from treepref.errors import ModelError, StoreError
-from treepref.landing import MARK, clear, fresh_folder, move_folder
+from treepref.runs.landing import MARK, clear, fresh_folder, move_folder
 
 KEPT = 2
 _PREFIX, _PART, _STATE = "step-", ".part", "state.pt"

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from treepref.errors import DataError, ModelError
-from treepref.objectives import Counts
-from treepref.preferences import visit_smoothing
+from treepref.training.objectives import Counts
+from treepref.training.pairs import visit_smoothing
 from treepref.types import Node, Pair, Tree
 
 

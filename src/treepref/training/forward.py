@@ -21,9 +21,9 @@ from treepref.models.hidden import captured
 from treepref.models.lora import adapters_off
 from treepref.models.policy import attention_by
 from treepref.models.value_head import LAST_LAYER, Pool, ValueHead
-from treepref.objectives import LossBatch
 from treepref.training.attention import NAME, Kind, blocks_of, kinds_of, tiles
 from treepref.training.examples import Example, NodeLogprobs, Scorer
+from treepref.training.objectives import LossBatch
 from treepref.training.packing import (
     EMPTY,
     Array,

@@ -25,7 +25,11 @@ from torch import Tensor, nn
 
 from treepref.config import TrainConfig, WarmupConfig
 from treepref.errors import DataError, ModelError, RecipeError, StoreError
-from treepref.objectives import (
+from treepref.training.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint, step_folder, told_if_damaged
+from treepref.training.choosing import settle_attention
+from treepref.training.examples import Example, fingerprint
+from treepref.training.forward import PackedModel, loss_batch, place, scatter_index
+from treepref.training.objectives import (
     OBJECTIVES,
     PREFERENCE_OBJECTIVES,
     Coefficients,
@@ -35,10 +39,6 @@ from treepref.objectives import (
     total,
     untrained_preference_loss,
 )
-from treepref.training.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint, step_folder, told_if_damaged
-from treepref.training.choosing import settle_attention
-from treepref.training.examples import Example, fingerprint
-from treepref.training.forward import PackedModel, loss_batch, place, scatter_index
 from treepref.training.optimizer import FloatAdamW
 from treepref.training.packing import Flat, check_context, collate, flatten, max_positions, renumbered
 from treepref.training.schedule import lr_factor, plan_steps

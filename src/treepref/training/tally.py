@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from treepref.objectives import HEALTH
+from treepref.training.objectives import HEALTH
 
 Metrics = dict[str, float]
 

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from treepref.models.value_head import LAST_LAYER, Read
-from treepref.preferences import best_outcomes
 from treepref.search.base import path_nodes
 from treepref.search.tree import path_mean_logprob
 from treepref.training.examples import Example, ExampleNode
 from treepref.training.forward import PackedModel, pooled
 from treepref.training.packing import collate, flatten, renumbered
+from treepref.training.pairs import best_outcomes
 from treepref.types import Node, Tree
 
 

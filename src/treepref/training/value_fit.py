@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
-from treepref import statistics
+from treepref.evaluation import statistics
 from treepref.models.value_head import Read
 from treepref.training.value_data import ValueData
 from treepref.types import Join

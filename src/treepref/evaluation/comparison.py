@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
-from treepref import statistics
-from treepref.evaluation import Inference, Kind, Scores
+from treepref.evaluation import statistics
+from treepref.evaluation.scores import Inference, Kind, Scores
 from treepref.types import Cost
 
 SCHEMA = 1

@@ -1,6 +1,6 @@
 """Estimators and intervals on plain numbers: each is a short pure function with its source beside the formula.
 
-This file does not know what a solution, a method or a round is (`evaluation.py` does), and it never runs a model.
+This file does not know what a solution, a method or a round is (`scores.py` does), and it never runs a model.
 Every interval is 95 %, two-sided, as `(low, high)`.
 """
 

@@ -14,10 +14,10 @@ from typing import Any
 
 from treepref.config import Recipe
 from treepref.errors import StoreError
-from treepref.fingerprint import TOKENIZER, Fingerprint, differences, fingerprint, tokenizer_part
 from treepref.models.policy import local_folder
-from treepref.run_folder import disk_errors
-from treepref.store import Store
+from treepref.runs.fingerprint import TOKENIZER, Fingerprint, differences, fingerprint, tokenizer_part
+from treepref.runs.run_folder import disk_errors
+from treepref.runs.store import Store
 
 _WAY_OUT = "put its files back as they were, or start another run with another --out"
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from treepref.errors import StoreError
-from treepref.landing import MARK, move_file
+from treepref.runs.landing import MARK, move_file
 
 NETWORK_FILE_SYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "ncpfs", "afs", "davfs", "vboxsf", "prl_fs", "fuse.sshfs", "fuse.s3fs"}

@@ -45,7 +45,7 @@ class IsolatedFunction:
     def start(self) -> None:
         """Start the worker if there is none. Returns at once; `wait` finds out how it went."""
         if self._worker is None:
-            self._worker = WorkerProcess("treepref.tasks.worker", self._setup)
+            self._worker = WorkerProcess("treepref.workers.worker", self._setup)
 
     def wait(self) -> None:
         """Wait until the worker can take a call. Raises RecipeError where the function cannot be imported."""

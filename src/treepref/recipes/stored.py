@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from treepref.config import Recipe
 from treepref.errors import StoreError
-from treepref.store import Store
+from treepref.runs.store import Store
 
 
 def stored_recipe(store: Store) -> Recipe | None:

@@ -21,12 +21,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from treepref import codec
 from treepref.errors import StoreError
-from treepref.landing import clear, fresh_folder
-from treepref.run_folder import RunLock, disk_errors, refuse_foreign, refuse_network, sqlite_errors
+from treepref.runs import codec
+from treepref.runs.landing import clear, fresh_folder
+from treepref.runs.run_folder import RunLock, disk_errors, refuse_foreign, refuse_network, sqlite_errors
 from treepref.search.tree import digest_tree
-from treepref.types import Completion, Cost, Pair, Problem, Tree
+from treepref.types import Cost, JournalEntry, Pair, Problem, Tree
 
 SCHEMA = 1
 STOPPED_BEFORE = "stopped here before: "
@@ -53,20 +53,6 @@ CREATE TABLE events (id INTEGER PRIMARY KEY, time REAL NOT NULL, stage TEXT NOT 
     message TEXT NOT NULL);
 CREATE INDEX events_by_message ON events (stage, message);
 """
-
-
-@dataclass(frozen=True, slots=True)
-class JournalEntry:
-    """One expansion of an unfinished tree, as it arrived."""
-
-    tree: str
-    path: str
-    """Name of the node that was expanded (`search.base.node_path`)."""
-    request: str
-    """Fingerprint of what was asked; an entry serves a replay only where it is asked again to the letter."""
-    completions: tuple[Completion, ...]
-    rewards: tuple[float | None, ...]
-    prefix_value: float | None
 
 
 @dataclass(frozen=True, slots=True)

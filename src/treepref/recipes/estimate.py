@@ -13,10 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from treepref.budget import GIGABYTE, budget_tokens
 from treepref.config import Recipe, TaskConfig
 from treepref.errors import TreeprefError
-from treepref.sizing import ModelInfo, Rates
+from treepref.recipes.sizing import ModelInfo, Rates
+from treepref.runs.budget import GIGABYTE, budget_tokens
 from treepref.types import Cost
 
 if TYPE_CHECKING:

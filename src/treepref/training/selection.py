@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import islice
 
-from treepref.preferences import TextOf, is_right, same_text
+from treepref.training.pairs import TextOf, is_right, same_text
 from treepref.types import Node, Pair, Tree
 
 Tokens = tuple[int, ...]

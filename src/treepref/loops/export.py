@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from treepref.errors import StoreError
-from treepref.landing import new_file
-from treepref.preferences import visit_smoothing
-from treepref.store import Store
-from treepref.stored_recipe import stored_recipe
+from treepref.recipes.stored import stored_recipe
+from treepref.runs.landing import new_file
+from treepref.runs.store import Store
+from treepref.training.pairs import visit_smoothing
 from treepref.types import Pair, Tree
 
 Decode = Callable[[Sequence[int]], str]
@@ -139,8 +139,8 @@ def export_run(run: Path, out_file: Path, *, round: int | None = None) -> tuple[
     Raises ModelError where no tokenizer can be loaded, StoreError where it is not the one that the run was made with,
     or where `out_file` is there and holds no such rows.
     """
+    from treepref.loops.policies import Policies
     from treepref.models.policy import load_tokenizer  # torch, which rows of pairs do not need
-    from treepref.policies import Policies
 
     with Store(run, read_only=True) as store:
         recipe = stored_recipe(store)

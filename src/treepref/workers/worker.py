@@ -14,8 +14,8 @@ import traceback
 from typing import Any
 
 from treepref.errors import TreeprefError
-from treepref.tasks.functions import load_function
 from treepref.types import Problem
+from treepref.workers.functions import load_function
 
 MAX_TRACE = 3000
 """Characters of a traceback that are sent; what is left out stands in the middle."""

@@ -3,8 +3,8 @@
 What people may read in two ways has no value: `2x+10` (an equation's side, or 2 times +10) and `200-20%` (less 0.2, or
 less a fifth of it).
 
-Rewrites what tasks/expressions.py does not know (currency signs, thousands commas, percentages, `5.`, `x`) into what
-it does. Never evaluates text as code, and knows no token and no model.
+Rewrites what expressions.py does not know (currency signs, thousands commas, percentages, `5.`, `x`) into what it does.
+Never evaluates text as code, and knows no token and no model.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from treepref.tasks.expressions import ExpressionError, evaluate, parse_expression
+from treepref.arithmetic.expressions import ExpressionError, evaluate, parse_expression
 
 MAX_DIGITS = 15
 """A result with more digits before the point is not shown."""

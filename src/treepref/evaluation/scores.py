@@ -1,7 +1,7 @@
 """What a round achieved: rows of checked solutions in, the numbers of `results.json` out.
 
 Works on plain rows. It never runs a model, checks an answer or reads a file, and knows no tree; the estimators
-themselves are in `statistics.py`. docs/evaluation.md says what each number means.
+themselves are in `evaluation/statistics.py`. docs/evaluation.md says what each number means.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from treepref import statistics
+from treepref.evaluation import statistics
+from treepref.evaluation.weighing import Weigh, by_both, by_logprob, by_value
 from treepref.types import Cost, Join
-from treepref.weighing import Weigh, by_both, by_logprob, by_value
 
 Method = Literal["sc", "bon", "wvote"]
 """Self-consistency (a vote), best-of-n by value, and the vote weighted by value."""

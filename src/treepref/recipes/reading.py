@@ -1,6 +1,6 @@
 """Recipes as text: reading them with line numbers, overrides, `extends`, writing, and what may change on resume.
 
-Knows the schema in `config.py` only by walking it, and YAML by `recipe_yaml.py`. Knows no model, no data set and no run
+Knows the schema in `config.py` only by walking it, and YAML by `yaml_text.py`. Knows no model, no data set and no run
 directory.
 """
 
@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from treepref.config import Recipe, Section
 from treepref.errors import RecipeError
-from treepref.recipe_yaml import (
+from treepref.recipes.yaml_text import (
     MAX_BYTES,
     MAX_DEPTH,
     Document,
