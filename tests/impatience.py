@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from treepref.tasks import isolation
+from treepref.workers import isolation
 
 
 def no_patience_with(
