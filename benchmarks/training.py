@@ -47,7 +47,7 @@ from treepref.training.examples import Example, ExampleNode, ExamplePair, attach
 from treepref.training.forward import model_scorer
 from treepref.training.learner import Learner, LearnerSettings
 from treepref.training.objectives import Coefficients
-from treepref.types import Node, Pair, Tree, new_tree
+from treepref.types import Node, Pair, PolicyId, Tree, new_tree
 
 BETA = 0.1
 ROW_TOKENS, ROWS = 2048, 2
@@ -129,7 +129,9 @@ def limited(rule: Callable[[Tree], list[Pair]], most: int | None) -> Callable[[T
 
 def with_noisy_reference(examples: Sequence[Example], model: nn.Module, seed: int = 0) -> list[Example]:
     """The policy's log-probs with noise as those of the reference: at h = 0 all pairs would weigh the same."""
-    attached, _ = attach_reference(examples, model_scorer(model, row_tokens=ROW_TOKENS), reference_version=-1)
+    attached, _ = attach_reference(
+        examples, model_scorer(model, row_tokens=ROW_TOKENS), reference=PolicyId("reference")
+    )
     rng = random.Random(seed)
 
     def noisy(node: ExampleNode) -> ExampleNode:

@@ -214,7 +214,7 @@ def real_search(model: str, questions: int, simulations: int, threads: int) -> d
 class Instant:
     """An engine that has every answer at once: what is left of a search is driver and tree."""
 
-    deterministic, policy_version, has_values, max_context = True, 0, True, 1 << 30
+    deterministic, policy_id, has_values, max_context = True, 0, True, 1 << 30
 
     def __init__(self) -> None:
         from treepref.types import Cost

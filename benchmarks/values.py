@@ -39,9 +39,11 @@ from treepref.loops.learn import warm_up
 from treepref.loops.session import Session
 from treepref.loops.values import FIRST, first_values, reads_of
 from treepref.recipes.reading import load_recipe
+from treepref.runs.stage import Stage, round_policy
 from treepref.training.value_data import ValueData, value_data
 from treepref.types import Tree
 
+FIRST_POLICY, BENCHMARK = round_policy(0), Stage(0, "eval", "benchmark")
 STARTED = time.monotonic()
 
 
@@ -52,7 +54,7 @@ def say(*words: object) -> None:
 def decode(session: Session, decoder: decoding.Decoder, problems: int) -> tuple[list[Solution], list[Tree]]:
     """The decoder's solutions of the first evaluation problems, checked, and its trees with their outcomes."""
     known = {p.id: p for p in list(session.problems("eval"))[:problems]}
-    engine, rows, trees, started = session.engine, [], [], time.monotonic()
+    engine, rows, trees, started = session.serving.engine, [], [], time.monotonic()
     before = engine.cost.generated_tokens
 
     def keep(job: Job) -> None:
@@ -62,7 +64,7 @@ def decode(session: Session, decoder: decoding.Decoder, problems: int) -> tuple[
     drive(
         (
             Job(tree, decoder.search, judge=lambda tree, tokens: None)
-            for tree in decoding.trees(decoder, questions, session.encode, 0)
+            for tree in decoding.trees(decoder, questions, session.text.encode, FIRST_POLICY)
         ),
         engine, run_seed=session.recipe.seed, trees_in_flight=2 * session.recipe.engine.max_rows, journal=None,
         on_done=keep,
@@ -74,7 +76,9 @@ def decode(session: Session, decoder: decoding.Decoder, problems: int) -> tuple[
                     Solution(tree.problem_id, sample, False, None, decoding.tree_tokens(tree)[0], finish="length")
                 )
                 continue
-            _, verdict = session.check(answer.tokens, known[tree.problem_id], stage="benchmark", version=0)
+            _, verdict = session.answers.check(
+                answer.tokens, known[tree.problem_id], stage=BENCHMARK, policy=FIRST_POLICY
+            )
             rows.append(
                 Solution(
                     tree.problem_id, sample, verdict.correct, verdict.answer, answer.generated, answer.scored,
@@ -84,7 +88,9 @@ def decode(session: Session, decoder: decoding.Decoder, problems: int) -> tuple[
     for tree in trees:  # outcomes, for the probe
         for node in tree.nodes:
             if node.terminal and node.finish == "eos" and len(tree.root.children) and node.parent is tree.root:
-                _, verdict = session.check(node.tokens, known[tree.problem_id], stage="benchmark", version=0)
+                _, verdict = session.answers.check(
+                    node.tokens, known[tree.problem_id], stage=BENCHMARK, policy=FIRST_POLICY
+                )
                 node.reward = 1.0 if verdict.correct else -1.0
     tokens = engine.cost.generated_tokens - before
     seconds = time.monotonic() - started
@@ -156,8 +162,8 @@ def main() -> None:
 
 
 def measure(session: Session, out: Path, problems: int, fit: dict[str, Any]) -> None:
-    recipe, engine = session.recipe, session.serve(0)
-    join, context, delimiter = session.join(), engine.max_context, recipe.task.delimiter
+    recipe, engine = session.recipe, session.serving.serve(FIRST_POLICY)
+    join, context, delimiter = session.serving.join(), engine.max_context, recipe.task.delimiter
     assert join is not None
     methods: dict[str, Scores] = {}
     rows, _ = decode(session, decoding.greedy(recipe.eval, context), problems)
@@ -207,7 +213,7 @@ def _row(name: str, scores: Scores, methods: dict[str, Scores], curve: list[Scor
 
 
 def _probes(session: Session, trees: list[Tree]) -> dict[str, dict[str, float | None]]:
-    recipe, policy = session.recipe, session.policy(0)
+    recipe, policy = session.recipe, session.serving.policy(FIRST_POLICY)
     reads = reads_of(policy, recipe.value.layers, recipe.value.pools)
     limits: dict[str, Any] = {"most": 40_000, "rows_per_pass": 2, "row_tokens": recipe.train.row_tokens}
     train = value_data(policy.model, list(session.store.trees(FIRST)), reads, **limits)

@@ -35,4 +35,4 @@ def _spread(model: PreTrainedModel) -> Policy:
             torch.nn.init.normal_(parameter, std=0.25)
     head = ValueHead(32, std=0.3)
     tokenizer = build_tiny_tokenizer(-20, 20, ["sum"])
-    return Policy(model=model.eval(), tokenizer=tokenizer, value_head=head, values_trained=True, version=0, name="tiny")
+    return Policy(model=model.eval(), tokenizer=tokenizer, value_head=head, values_trained=True, name="tiny")

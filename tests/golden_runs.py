@@ -118,10 +118,10 @@ def play(method: str, folder: Path) -> Path:
                 script, value=script.value, score=script.logprobs, has_values=True,
                 choice=lambda prefix, choice: (_hashed("choice", prefix) / 2, 0.25), max_context=policy.max_context,
             )  # fmt: skip
-            self.policy, self.policy_version = policy, policy.version
+            self.policy, self.policy_id = policy, policy.id
 
-        def update(self, weights, version) -> None:
-            super().update({}, version)
+        def update(self, weights, policy_id) -> None:
+            super().update({}, policy_id)
 
         def close(self) -> None:
             pass

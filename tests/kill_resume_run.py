@@ -10,7 +10,7 @@ from treepref.driver import Job, drive
 from treepref.engines.scripted import ScriptedEngine
 from treepref.runs.store import Store
 from treepref.search.mcts import Mcts
-from treepref.types import Tree, new_tree
+from treepref.types import BASE, Tree, new_tree
 
 STAGE = "round-1/search"
 OUTCOMES = "round-1/eval/mcts"
@@ -38,7 +38,7 @@ def main(folder: str) -> None:
                 store.put_outcomes(OUTCOMES, [(job.question_id, 0, {"correct": correct})])
 
         store.start_stage(STAGE)
-        journal = store.journal(STAGE, policy_version=0)
+        journal = store.journal(STAGE, policy=BASE)
         drive(jobs(), engine, run_seed=7, trees_in_flight=8, journal=journal, on_done=keep)
         store.finish_stage(STAGE)
 

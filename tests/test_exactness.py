@@ -26,7 +26,7 @@ from treepref.training.forward import Scores, model_scorer, score
 from treepref.training.learner import Learner, LearnerSettings
 from treepref.training.objectives import untrained_preference_loss
 from treepref.training.pairs import sibling_pairs, value_targets
-from treepref.types import Node, Request, Tree, new_tree
+from treepref.types import BASE, Node, PolicyId, Request, Tree, new_tree
 
 CLOSE = 1e-4
 DELIMITER = "="
@@ -60,7 +60,7 @@ def search(engine: TorchEngine, count: int, temperature: float = 0.9, top_p: flo
     trees: list[Tree] = []
     drive(
         (
-            Job(new_tree(f"p{i:02d}", f"p{i:02d}", prompt, engine.policy_version), rules, parity)
+            Job(new_tree(f"p{i:02d}", f"p{i:02d}", prompt, engine.policy_id), rules, parity)
             for i, prompt in enumerate(prompts(count))
         ),
         engine,
@@ -158,7 +158,7 @@ def test_the_first_loss_against_recorded_references_is_that_of_no_preference(
     student = clone_policy(policy)
     for parameter in student.model.parameters():
         parameter.requires_grad_(True)
-    attached, report = attach_reference(examples, model_scorer(student.model), reference_version=0)
+    attached, report = attach_reference(examples, model_scorer(student.model), reference=BASE)
     assert (report.recorded, report.recomputed) == (len(examples), 0)
     assert report.checked > 0 and report.worst <= CLOSE
     settings = LearnerSettings.from_train(TrainConfig(objective=objective, row_tokens=512))
@@ -180,12 +180,12 @@ def test_after_an_update_the_engine_records_the_new_policys_log_probs(policy: Po
     student = clone_policy(policy)
     for parameter in [*student.model.parameters(), *student.value_head.parameters()]:
         parameter.requires_grad_(True)
-    attached, _ = attach_reference(preferences(trees, "svpo"), model_scorer(student.model), reference_version=0)
+    attached, _ = attach_reference(preferences(trees, "svpo"), model_scorer(student.model), reference=BASE)
     settings = LearnerSettings.from_train(TrainConfig(lr=3e-3, row_tokens=512))
     Learner(student.model, student.value_head, settings).train(attached, batch_trees=4, epochs=2)
-    engine.update(merged_state_dict(student), version=1)
+    engine.update(merged_state_dict(student), policy_id=PolicyId("round-1"))
     found = search(engine, 6)
-    assert all(tree.policy_version == 1 for tree in found)
+    assert all(tree.policy == "round-1" for tree in found)
     examples = [everything(tree) for tree in found]
     check_recorded(found, score(student.model, examples, value_head=student.value_head))
     old = score(policy.model, examples[:1]).logprobs[0][0]

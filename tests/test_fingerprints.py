@@ -19,6 +19,7 @@ from treepref.loops.session import Session
 from treepref.recipes.reading import load_recipe
 from treepref.runs import fingerprint as fingerprint_module
 from treepref.runs.fingerprint import differences, fingerprint
+from treepref.runs.stage import round_policy
 from treepref.runs.store import Store
 from treepref.training.learner import Learner
 
@@ -212,10 +213,10 @@ def test_a_folder_that_landed_without_its_row_is_made_again(tmp_path: Path, monk
     assert first
     with Session(tmp_path / "run", loaded) as session:
         with pytest.raises(Exception, match="round-0/sft is not done"):
-            session.policy(0)
+            session.serving.policy(round_policy(0))
         learn.warm_up(session)
         assert session.store.stage_done("round-0/sft")
-        assert session.policy(0).version == 0
+        assert session.serving.policy(round_policy(0)).id == round_policy(0)
     assert fingerprint(tmp_path / "run" / "round-0") == first
 
 

@@ -14,6 +14,7 @@ from treepref.loops.session import Session
 from treepref.models.policy import load_tokenizer
 from treepref.models.text import choice_of, decode
 from treepref.recipes.reading import load_recipe
+from treepref.runs.stage import Stage, round_policy
 from treepref.types import Node, Problem, new_tree
 
 DEFAULT = "Is this right?\n(A) right (B) wrong\nThe answer is ("
@@ -54,7 +55,7 @@ SMALL = ["task.splits.train=3", "pairs.min_problems=1", "task.splits.eval=1", "e
 
 def opened(tmp_path: Path, *more: str) -> Session:
     session = Session(tmp_path / "run", load_recipe("mcts_dpo", [*SMALL, *more]))
-    session.serve(0)
+    session.serving.serve(round_policy(0))
     return session
 
 
@@ -64,21 +65,23 @@ def test_rules_follow_the_recipe_and_leave_room_for_the_question(tmp_path: Path)
         (problem, *_) = session.problems("train")
         rules = search_rules(session, 1)(problem)
     assert (rules.c, rules.length_power, rules.root_children, rules.weight) == (2.5, 0.7, 4, 0.5)
-    assert rules.max_context == session.engine.max_context - len(rules.choice.suffix) - len(rules.choice.after_eos)
+    assert rules.max_context == session.serving.engine.max_context - len(rules.choice.suffix) - len(
+        rules.choice.after_eos
+    )
     assert rules.reference == () and problem.rationale is None, "no ground truth unless asked for"
 
 
 def test_injected_steps_are_the_rationale_as_the_policy_would_write_it(tmp_path: Path) -> None:
     with opened(tmp_path, "search.inject_reference=true") as session:
         problems = list(session.problems("train"))
-        policy = session.engine.policy
+        policy = session.serving.engine.policy
         for problem in problems:
             steps = reference_steps(session, problem)
             assert search_rules(session, 1)(problem).reference == steps
             texts = [decode(policy.tokenizer, step, policy.eos_ids) for step in steps]
             assert all(text.endswith("\n") for text in texts[:-1]) and steps[-1][-1] == policy.eos_id
             tokens = tuple(token for step in steps for token in step)
-            assert session.check(tokens, problem, stage="round-1/search", version=0)[1].correct
+            assert session.answers.check(tokens, problem, stage=Stage(1, "search"), policy=round_policy(0))[1].correct
         assert all(p.rationale is None for p in session.problems("eval"))
 
 

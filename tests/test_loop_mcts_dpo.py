@@ -18,6 +18,7 @@ from treepref.loops import mcts_dpo, run
 from treepref.loops.evaluate import evaluate
 from treepref.loops.session import Session
 from treepref.recipes.reading import load_recipe
+from treepref.runs.stage import round_policy
 from treepref.runs.store import Store
 from treepref.types import Request
 
@@ -202,7 +203,7 @@ def test_no_reference_answer_reaches_an_evaluation(tmp_path: Path, monkeypatch: 
         "eval.mcts=true", "eval.sbs=[[1, 2]]", "pairs.min_problems=1", "train.objective=svpo",
     ]  # fmt: skip
     with Session(tmp_path / "run", load_recipe("mcts_dpo", overrides)) as session:
-        engine = session.serve(0)
+        engine = session.serving.serve(round_policy(0))
         assert isinstance(engine, Recorder)
         answers = {p.id: p.answer for split in ("train", "eval") for p in session.problems(split)}
         token = {id: engine.policy.tokenizer(answer)["input_ids"] for id, answer in answers.items()}
@@ -215,9 +216,9 @@ def test_no_reference_answer_reaches_an_evaluation(tmp_path: Path, monkeypatch: 
         assert all(len(r.given) == 1 for r in injected), "each root has the reference's first step"
 
         evaluate(session, 1)
-        sent = session.serve(1).sent
+        sent = session.serving.serve(round_policy(1)).sent
         assert {_problem(r) for r in sent} == {p.id for p in session.problems("eval")}
-        own = {p.id: session.encode(p.question) for p in session.problems("eval")}
+        own = {p.id: session.text.encode(p.question) for p in session.problems("eval")}
         for request in sent:
             assert request.choice is None and request.given == ()
             prompt = request.prefix[: request.prompt_tokens]

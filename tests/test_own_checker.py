@@ -20,6 +20,7 @@ from treepref.loops.summary import counted_events
 from treepref.loops.unchecked import failure_counts, note_failure, take_back
 from treepref.recipes.reading import load_recipe
 from treepref.report.table import event_lines
+from treepref.runs.stage import Stage, round_policy
 from treepref.runs.store import Store
 from treepref.tasks.own_checker import FAILED, IN_A_ROW, STOPPED_WORKING, Watch
 from treepref.tasks.task import load_task
@@ -285,11 +286,13 @@ def test_a_failure_belongs_to_the_stage_that_asked() -> None:
     with Session(RUN, load_recipe("quickstart", [*SMALL, write_checker("return [][0]")])) as session:
         session.store.start_stage("round-1/search")
         session.store.start_stage("round-0/eval/greedy")  # begun later, and left undone by a limit
-        session.serve(0)
+        session.serving.serve(round_policy(0))
         session._checker = load_task(session.recipe.task).checker().__enter__()
         session._open.callback(session._checker.__exit__, None, None, None)
         problem = next(session.problems("train"))
-        assert session.judge("round-1/search", "train")(new_tree(problem.id, problem.id, (1,), 0), (5, 6)) == -1.0
+        assert (
+            session.answers.judge(Stage(1, "search"), "train")(new_tree(problem.id, problem.id, (1,)), (5, 6)) == -1.0
+        )
         (kind,) = session.store.meta("check_failures").values()
         assert kind["stages"] == {"round-1/search": {problem.id: 1}}
 

@@ -25,9 +25,9 @@ from treepref.runs.store import Store
 from treepref.search.base import solution_tokens
 from treepref.search.mcts import Mcts
 from treepref.search.tree import digest_tree, tree_to_arrays
-from treepref.types import Completion, Cost, JournalEntry, Node, Pair, Problem, Request, Tree, new_tree
+from treepref.types import Completion, Cost, JournalEntry, Node, Pair, PolicyId, Problem, Request, Tree, new_tree
 
-FOUND = Completion((4, 5, 1), (-0.1, -1e-17, -2.5), "step", value=0.25, policy_version=3)
+FOUND = Completion((4, 5, 1), (-0.1, -1e-17, -2.5), "step", value=0.25)
 
 
 @pytest.fixture()
@@ -38,7 +38,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 def searched(key: str, seed: int = 0) -> Tree:
     """A tree of a few simulations."""
-    engine, tree = ScriptedEngine(), new_tree(key, key.upper(), (5, seed, 1), policy_version=2)
+    engine, tree = ScriptedEngine(), new_tree(key, key.upper(), (5, seed, 1), policy=PolicyId("p2"))
     search = Mcts(simulations=6, children=3, max_depth=4)
     while asked := search.ask(tree):
         for number, expansion in enumerate(asked):
@@ -144,7 +144,7 @@ def test_trees_come_back_whole_by_key_with_their_counts(store: Store) -> None:
     assert [t.key for t in back] == ["10", "a", "b", "é"]
     for tree in back:
         original = trees[tree.key]
-        assert tree.problem_id == tree.key.upper() and tree.policy_version == 2
+        assert tree.problem_id == tree.key.upper() and tree.policy == "p2"
         for name, array in tree_to_arrays(original).items():
             assert np.array_equal(array, tree_to_arrays(tree)[name], equal_nan=array.dtype.kind == "f")
     for row in store.tree_rows("s"):

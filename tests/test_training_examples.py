@@ -16,7 +16,7 @@ from treepref.training.examples import (
     example_from_tree,
 )
 from treepref.training.objectives import Counts
-from treepref.types import Node, Pair, Tree, new_tree
+from treepref.types import Node, Pair, PolicyId, Tree, new_tree
 
 
 def add(tree: Tree, parent: int, tokens: tuple[int, ...], forced: tuple[bool, ...] | None = None) -> int:
@@ -30,7 +30,7 @@ def add(tree: Tree, parent: int, tokens: tuple[int, ...], forced: tuple[bool, ..
 @pytest.fixture
 def tree() -> Tree:
     """0 ─ 1 ─ 3, 4;  0 ─ 2 ─ 5"""
-    tree = new_tree("t", "t", (7, 8, 9), policy_version=4)
+    tree = new_tree("t", "t", (7, 8, 9), policy=PolicyId("p4"))
     for parent, tokens in ((0, (1, 2)), (0, (3,)), (1, (4, 5)), (1, (6, 1)), (2, (2,))):
         add(tree, parent, tokens)
     return tree
@@ -49,7 +49,7 @@ def test_only_what_is_needed_is_kept_with_its_ancestors(tree: Tree) -> None:
     assert [n.sft for n in example.nodes] == [0.0, 1.0, 0.0]  # NLL of the winner
     assert example.counts == Counts(pairs=1, values=0, tokens=2)
     assert (example.trained_tokens, example.size, example.longest_path) == (4, 9, 7)
-    assert example.policy_version == 4
+    assert example.policy == "p4"
 
 
 def test_targets_and_paths_are_kept_too(tree: Tree) -> None:
@@ -112,7 +112,7 @@ def recorded(examples: list[Example], shift: float = 0.0):
 def test_recorded_log_probs_serve_when_they_are_the_references(tree: Tree) -> None:
     examples = [example_from_tree(tree, [STEP])]
     scorer, _ = recorded(examples, shift=5e-4)
-    attached, report = attach_reference(examples, scorer, reference_version=4)
+    attached, report = attach_reference(examples, scorer, reference=PolicyId("p4"))
     assert (report.recorded, report.recomputed, report.checked) == (1, 0, 2)
     assert report.worst == pytest.approx(5e-4)
     assert [n.ref for n in attached[0].nodes] == [None, (-0.5, -0.5), (-0.5, -0.5)]
@@ -120,17 +120,20 @@ def test_recorded_log_probs_serve_when_they_are_the_references(tree: Tree) -> No
 
 def test_recorded_log_probs_that_disagree_are_recomputed(tree: Tree) -> None:
     scorer, _ = recorded([], shift=2e-3)
-    attached, report = attach_reference([example_from_tree(tree, [STEP])], scorer, reference_version=4)
+    attached, report = attach_reference([example_from_tree(tree, [STEP])], scorer, reference=PolicyId("p4"))
     assert (report.recorded, report.recomputed) == (0, 1)
     assert attached[0].nodes[1].ref == pytest.approx((-0.498, -0.498))
 
 
 def test_another_versions_log_probs_are_recomputed_or_refused(tree: Tree) -> None:
-    mine, other = example_from_tree(tree, [STEP]), replace(example_from_tree(tree, [STEP], id="u"), policy_version=3)
+    mine, other = (
+        example_from_tree(tree, [STEP]),
+        replace(example_from_tree(tree, [STEP], id="u"), policy=PolicyId("p3")),
+    )
     scorer, calls = recorded([])
-    attached, report = attach_reference([other, mine], scorer, reference_version=4)
+    attached, report = attach_reference([other, mine], scorer, reference=PolicyId("p4"))
     assert [e.id for e in attached] == ["u", "t"]
     assert (report.recorded, report.recomputed) == (1, 1)
-    assert calls == [1, 1]  # the sample, then the example of the other version
-    with pytest.raises(ModelError, match=r"'u'.*version 4"):
-        attach_reference([other, mine], None, reference_version=4)
+    assert calls == [1, 1]  # the sample, then the example of the other policy
+    with pytest.raises(ModelError, match=r"'u'.*p4"):
+        attach_reference([other, mine], None, reference=PolicyId("p4"))

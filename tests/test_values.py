@@ -25,6 +25,7 @@ from treepref.loops.values import reads_of
 from treepref.models.policy import Policy, load_policy, save_policy
 from treepref.models.value_head import Read, ValueHead, head_from_plain, load_value_head, save_value_head
 from treepref.recipes.reading import load_recipe
+from treepref.runs.stage import round_policy
 from treepref.runs.store import Store
 from treepref.search.mcts import Mcts
 from treepref.search.sampling import StepSampling
@@ -324,7 +325,7 @@ def test_the_first_search_has_values(finished: Path) -> None:
 def test_recorded_values_are_those_recomputed(finished: Path) -> None:
     """What the engine wrote down while it searched, against a packed forward of the policy that searched."""
     with Session(finished) as session:
-        policy = session.policy(0)
+        policy = session.serving.policy(round_policy(0))
         trees = list(session.store.trees("round-1/search"))
     assert policy.values_trained and policy.value_head.join is not None
     for tree in trees[:8]:
@@ -343,7 +344,7 @@ def test_a_damaged_first_head_is_told(finished: Path) -> None:
         store.set_meta("values/0", {"weight": "rubbish"})
     try:
         with Session(finished) as session, pytest.raises(StoreError, match="first value head is damaged"):
-            session.policy(0)
+            session.serving.policy(round_policy(0))
     finally:
         with Store(finished) as store:
             store.set_meta("values/0", kept)

@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from treepref.training.examples import Example, ExampleNode, ExamplePair, attach_reference
 from treepref.training.forward import model_scorer
+from treepref.types import PolicyId
 
 VOCABULARY = 31
 
@@ -58,7 +59,9 @@ def random_example(rng: random.Random, name: str, *, nodes: int = 6, longest: in
                 below = [n for n in range(nodes) if made[n].parent == one]
                 winner = (one, rng.choice(below)) if below and rng.random() < 0.5 else (one,)
                 pairs.append(ExamplePair(winner, (two,), alpha=rng.uniform(0, 0.5), weight=rng.choice((1.0, 2.0))))
-    return Example(name, tokens(), tuple(made), tuple(pairs), root_target=rng.choice((None, 0.3)), policy_version=0)
+    return Example(
+        name, tokens(), tuple(made), tuple(pairs), root_target=rng.choice((None, 0.3)), policy=PolicyId("p0")
+    )
 
 
 def random_examples(seed: int, n: int, *, reference: nn.Module | None = None, **shape: int) -> list[Example]:
@@ -66,7 +69,7 @@ def random_examples(seed: int, n: int, *, reference: nn.Module | None = None, **
     rng = random.Random(seed)
     examples = [random_example(rng, f"p{i:03d}", **shape) for i in range(n)]
     if reference is not None:
-        return attach_reference(examples, model_scorer(reference), reference_version=1)[0]
+        return attach_reference(examples, model_scorer(reference), reference=PolicyId("p1"))[0]
     return [
         replace(e, nodes=tuple(replace(n, ref=tuple(rng.uniform(-4, 0) for _ in n.tokens)) for n in e.nodes))
         for e in examples

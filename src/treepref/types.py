@@ -7,10 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, NewType
 
 Finish = Literal["step", "eos", "length"]
 """Why a completion ended: the step delimiter was completed, EOS was sampled, or the length limit cut it."""
+
+
+PolicyId = NewType("PolicyId", str)
+"""A policy's name, e.g. `round-1`: as its folder, in the journal, with what it sampled and for people."""
+BASE = PolicyId("base")
+"""What a policy is called that nobody has named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +117,6 @@ class Completion:
     """True where a tool forced the token: such a token counts in no loss, prior or ratio. None: none was forced."""
     value: float | None = None
     """V at the last token, in [-1, 1]."""
-    policy_version: int = 0
     choice_probs: tuple[float, ...] | None = None
     """Probability mass of each option of the request's `choice`, at most 1 in sum. None: not asked, cut, no room."""
     score: float | None = None
@@ -126,6 +131,8 @@ class Result:
     completions: tuple[Completion, ...]
     prefix_value: float | None = None
     error: str | None = None
+    policy: PolicyId | None = None
+    """Which policy answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +197,8 @@ class Tree:
     """Unique in a run's stage, e.g. the problem's id."""
     problem_id: str
     prompt: tuple[int, ...]
-    policy_version: int
+    policy: PolicyId
+    """Which policy grew it."""
     nodes: list[Node]
     q_range: tuple[float, float] = (-1.0, 1.0)
     simulations: int = 0
@@ -202,9 +210,9 @@ class Tree:
         return self.nodes[0]
 
 
-def new_tree(key: str, problem_id: str, prompt: Sequence[int], policy_version: int = 0) -> Tree:
+def new_tree(key: str, problem_id: str, prompt: Sequence[int], policy: PolicyId = BASE) -> Tree:
     """A tree that holds its root alone."""
-    return Tree(key, problem_id, tuple(prompt), policy_version, [Node(index=0, parent=None)])
+    return Tree(key, problem_id, tuple(prompt), policy, [Node(index=0, parent=None)])
 
 
 @dataclass(frozen=True, slots=True)

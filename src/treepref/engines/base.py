@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from treepref.types import Choice, Cost, Request, Result
+from treepref.types import Choice, Cost, PolicyId, Request, Result
 
 
 class Engine(Protocol):
@@ -17,7 +17,7 @@ class Engine(Protocol):
 
     deterministic: bool
     """Same results whatever the concurrency, the batch and the restarts (on one machine and thread count)."""
-    policy_version: int
+    policy_id: PolicyId
     has_values: bool
     """False until a trained value head is loaded: then every `value` is None."""
     max_context: int
@@ -41,7 +41,7 @@ class Engine(Protocol):
         """
         ...
 
-    def update(self, weights: Mapping[str, Any], version: int) -> None:
+    def update(self, weights: Mapping[str, Any], policy_id: PolicyId) -> None:
         """Drain, drop the cache, publish the new weights."""
         ...
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from treepref.engines.guide import Guide
 from treepref.engines.kv_cache import Match
 from treepref.models.steps import StepEnd
-from treepref.types import Choice, Completion, Finish, Request
+from treepref.types import Choice, Completion, Finish, PolicyId, Request
 
 
 @dataclass(slots=True, eq=False)
@@ -16,7 +16,7 @@ class Job:
 
     request: Request
     max_tokens: int
-    version: int
+    policy: PolicyId
     completions: list[Completion | None]
     missing: int
     longest: int

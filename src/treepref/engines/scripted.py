@@ -17,7 +17,7 @@ from typing import Any
 from treepref.engines.guide import Guide, score_guide
 from treepref.errors import ModelError
 from treepref.tools.base import Tool
-from treepref.types import Choice, Completion, Cost, Finish, Request, Result
+from treepref.types import BASE, Choice, Completion, Cost, Finish, PolicyId, Request, Result
 
 Script = Callable[[tuple[int, ...], int, Request], Completion]
 """(prefix, the sample's seed, the request) → one sample."""
@@ -171,7 +171,7 @@ class ScriptedEngine:
         world: World | None = None,
         has_values: bool = True,
         max_context: int = 4096,
-        policy_version: int = 0,
+        policy_id: PolicyId = BASE,
         batch: int | None = None,
         shuffle: int | None = None,
         latency: float = 0.0,
@@ -188,7 +188,7 @@ class ScriptedEngine:
         self.world = world or World()
         self.has_values = has_values
         self.max_context = max_context
-        self.policy_version = policy_version
+        self.policy_id = policy_id
         self.cost = Cost()
         self._script = script
         self._value = value
@@ -249,11 +249,11 @@ class ScriptedEngine:
         answer = self._choice or self.world.choice_probs
         return [answer(tuple(prefix), choice) for prefix in prefixes]
 
-    def update(self, weights: Mapping[str, Any], version: int) -> None:
-        """Finish what is in flight under the old version. `weights["world"]`, if there, is the new world's seed."""
+    def update(self, weights: Mapping[str, Any], policy_id: PolicyId) -> None:
+        """Finish what is in flight under the old policy. `weights["world"]`, if there, is the new world's seed."""
         self._ready += [self._answer(request) for request in self._waiting]
         self._waiting = []
-        self.policy_version = version
+        self.policy_id = policy_id
         if "world" in weights:
             self.world = replace(self.world, seed=int(weights["world"]))
 
@@ -275,7 +275,6 @@ class ScriptedEngine:
             replace(
                 self._asked(request, completion),
                 value=completion.value if want_value else None,
-                policy_version=self.policy_version,
             )
             for completion in (*sampled, *given)
         )
@@ -283,7 +282,9 @@ class ScriptedEngine:
         self.cost.prefill_tokens += len(request.prefix) + forced
         self.cost.generated_tokens += sum(len(c.tokens) for c in sampled) - forced
         self.cost.scored_tokens += sum(len(c.tokens) for c in given)
-        return Result(request.id, completions, self._prefix_value(request.prefix) if want_value else None)
+        return Result(
+            request.id, completions, self._prefix_value(request.prefix) if want_value else None, policy=self.policy_id
+        )
 
     def _sample(self, request: Request, seed: int) -> Completion:
         if self._script is not None:

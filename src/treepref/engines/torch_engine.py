@@ -32,7 +32,7 @@ from treepref.errors import ModelError
 from treepref.models.policy import Policy
 from treepref.models.steps import StepEnd
 from treepref.tools import Tool, load_tool
-from treepref.types import Choice, Completion, Cost, Request, Result
+from treepref.types import Choice, Completion, Cost, PolicyId, Request, Result
 
 PREFILL_TOKENS = 4096
 """Most prompt tokens run through the model at once: bounds the memory of a prefill."""
@@ -67,7 +67,7 @@ class TorchEngine:
         self.policy = policy
         self.deterministic = batch_invariant
         self.max_rows = 1 if batch_invariant else max_rows
-        self.policy_version = policy.version
+        self.policy_id = policy.id
         self.max_context = policy.max_context
         self.cost = Cost()
         self._eos = policy.eos_ids
@@ -102,7 +102,7 @@ class TorchEngine:
             count = request.n + len(request.given)
             limit = min(request.max_tokens, room)
             longest = max([limit, *(min(len(given), room) for given in request.given)])
-            self._waiting.append(Job(request, limit, self.policy_version, [None] * count, count, longest))
+            self._waiting.append(Job(request, limit, self.policy_id, [None] * count, count, longest))
 
     def poll(self) -> list[Result]:
         started = time.perf_counter()
@@ -166,7 +166,7 @@ class TorchEngine:
         for tool in self._tools.values():
             tool.close()
 
-    def update(self, weights: Mapping[str, Any], version: int) -> None:
+    def update(self, weights: Mapping[str, Any], policy_id: PolicyId) -> None:
         """Finish what is in flight, drop the cache, publish the new weights.
 
         `weights`: the policy's state dict; keys under `value_head.` go to the value head, which then counts as trained.
@@ -177,7 +177,7 @@ class TorchEngine:
         self._done = finished + self._done
         self._prefixes.clear()
         self.policy.load_weights(weights)
-        self.policy.version = self.policy_version = version
+        self.policy.id = self.policy_id = policy_id
 
     # --- a round's three parts
 
@@ -263,7 +263,7 @@ class TorchEngine:
             step_end = self._step_end(request.delimiter)
             self._rows += [self._row(job, placement.first + i, step_end) for i in range(placement.rows)]
             if not job.completions:
-                self._done.append(Result(request.id, (), job.prefix_value))
+                self._done.append(Result(request.id, (), job.prefix_value, policy=job.policy))
         self._reserve_rows()
         self._cache.add([len(p.job.request.prefix) for p in batch], counts)
         self._hidden_RH[start : len(self._rows)] = hidden_PH.repeat_interleave(
@@ -458,7 +458,6 @@ class TorchEngine:
             behaviour=tuple(row.behaviour) if tempered and row.sample < request.n else None,
             forced=tuple(guide.forced) if guide is not None and any(guide.forced) else None,
             value=value,
-            policy_version=job.version,
             score=row.score if request.want_value else None,
         )
         if request.choice is not None and row.finish != "length":
@@ -494,7 +493,9 @@ class TorchEngine:
             job.completions[sample] = replace(completion, choice_probs=choice_probs)
         job.missing -= 1
         if not job.missing:
-            self._done.append(Result(job.request.id, tuple(c for c in job.completions if c), job.prefix_value))
+            self._done.append(
+                Result(job.request.id, tuple(c for c in job.completions if c), job.prefix_value, policy=job.policy)
+            )
 
     def _refusal(self, request: Request, room: int) -> str | None:
         """Why a request cannot be answered."""

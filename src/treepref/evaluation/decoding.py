@@ -16,7 +16,7 @@ from treepref.search.beam import StepBeam
 from treepref.search.mcts import Mcts
 from treepref.search.sampling import Sampling
 from treepref.search.tree import path_mean_logprob
-from treepref.types import Join, Node, Question, Tree, new_tree
+from treepref.types import Join, Node, PolicyId, Question, Tree, new_tree
 
 INFERENCE_C = 1.25
 """PUCT constant at inference (AlphaMath, arXiv 2405.03553, public code)."""
@@ -31,8 +31,8 @@ class Decoder:
     answers: Callable[[Tree], list[Node | None]]
     """The solutions that a finished tree stands for, one a sample; None where it has none."""
 
-    def tree(self, question: Question, prompt: tuple[int, ...], policy_version: int) -> Tree:
-        return new_tree(question.id, question.id, prompt, policy_version)
+    def tree(self, question: Question, prompt: tuple[int, ...], policy: PolicyId) -> Tree:
+        return new_tree(question.id, question.id, prompt, policy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +133,10 @@ def tree_tokens(tree: Tree) -> tuple[int, int]:
 
 
 def trees(
-    decoder: Decoder, questions: Iterable[Question], encode: Callable[[Question], tuple[int, ...]], policy_version: int
+    decoder: Decoder, questions: Iterable[Question], encode: Callable[[Question], tuple[int, ...]], policy: PolicyId
 ) -> Iterator[Tree]:
     for question in questions:
-        yield decoder.tree(question, encode(question), policy_version)
+        yield decoder.tree(question, encode(question), policy)
 
 
 def _answer(node: Node, generated: int, scored: int) -> Answer:

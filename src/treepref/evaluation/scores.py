@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from treepref.evaluation import statistics
 from treepref.evaluation.weighing import Weigh, by_both, by_logprob, by_value
+from treepref.runs.stage import Stage
 from treepref.types import Cost, Join
 
 Method = Literal["sc", "bon", "wvote"]
@@ -385,7 +386,8 @@ def tool_use(rows: Sequence[Solution] | None) -> dict[str, Any] | None:
 def kind_of_stage(stage: str, cost: Cost) -> Kind:
     """What a stage's cost was for, by its name `round-K/…`: its first word tells evaluation from the rest, and what
     trained tokens is training."""
-    if re.match(r"round-\d+/eval(/|$)", stage):
+    found = Stage.read(stage)
+    if found is not None and found.name == "eval":
         return "evaluation"
     return "training" if cost.training_tokens else "search"
 
@@ -401,8 +403,7 @@ def cost_by_kind(costs: Mapping[str, Cost]) -> dict[Kind, Cost]:
 
 def cost_of_policy(costs: Mapping[str, Cost], round: int) -> dict[Kind, Cost]:
     """What it took to get the policy of a round: search and training up to and with it, without evaluation."""
-    number = re.compile(r"round-(\d+)/")
-    below = {stage: c for stage, c in costs.items() if (m := number.match(stage)) and int(m.group(1)) <= round}
+    below = {name: cost for name, cost in costs.items() if (stage := Stage.read(name)) and stage.round <= round}
     return {kind: cost for kind, cost in cost_by_kind(below).items() if kind != "evaluation"}
 
 
@@ -421,7 +422,7 @@ class Inference:
 
 def inference_of(costs: Mapping[str, Cost], round: int, problems: int) -> Inference | None:
     """From the cost of the round's greedy decoding over so many problems; None where it is not stored."""
-    cost = costs.get(f"round-{round}/eval/greedy", Cost())
+    cost = costs.get(str(Stage(round, "eval", "greedy")), Cost())
     computed = cost.generated_tokens + cost.prefill_tokens + cost.scored_tokens
     if not problems or not computed or not cost.flops:
         return None

@@ -7,25 +7,26 @@ decoding and evaluation are given questions and make their own searches.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 
 from treepref.config import SelfEvaluationConfig
-from treepref.driver import DriveReport, Job, Progress, drive
+from treepref.driver import Job
 from treepref.errors import RecipeError, TooFewPairs
+from treepref.loops.grow import grow, tree_job
 from treepref.loops.reading import search_reading
 from treepref.loops.session import Session
 from treepref.loops.values import FIRST
 from treepref.models.steps import split_steps
-from treepref.models.text import choice_of, decode, encode_solution
-from treepref.progress import stage_progress
+from treepref.models.text import choice_of, encode_solution
 from treepref.report.reading import Reading, example_line, summary_line
+from treepref.runs.stage import Stage, round_policy
 from treepref.runs.store import Store
 from treepref.search.base import Judge, Search
 from treepref.search.episodes import EpisodeMcts
 from treepref.search.mcts import Mcts
 from treepref.training.pairs import PairStats, TextOf, sibling_pairs, solution_pairs, trace_pairs
-from treepref.types import Choice, Cost, Pair, Problem, Tree, new_tree
+from treepref.types import Choice, Pair, PolicyId, Problem, Tree
 
 Rules = Callable[[Problem], Search]
 """The search of a problem."""
@@ -42,15 +43,15 @@ def _mcts_rules(session: Session, round: int) -> Rules:
     rules = Mcts(
         simulations=config.simulations, children=config.children, root_children=config.root_children, c=config.c,
         temperature=first or config.temperature, top_p=config.top_p, max_depth=config.max_depth,
-        max_step_tokens=config.max_step_tokens, max_context=session.engine.max_context,
+        max_step_tokens=config.max_step_tokens, max_context=session.serving.engine.max_context,
         leaves_in_flight=config.leaves_in_flight, delimiter=task.delimiter, evaluate=config.evaluate,
-        join=session.join(), seed=session.recipe.seed,
+        join=session.serving.join(), seed=session.recipe.seed,
     )  # fmt: skip
     return lambda problem: rules
 
 
 def _episode_rules(session: Session, round: int) -> Rules:
-    config, context = session.recipe.search, session.engine.max_context
+    config, context = session.recipe.search, session.serving.engine.max_context
     first = config.first_temperature if round == 1 else None
     try:
         plain = EpisodeMcts(
@@ -75,7 +76,7 @@ def _episode_rules(session: Session, round: int) -> Rules:
 
 def _questions(session: Session) -> Callable[[Problem], Choice | None]:
     """The self-evaluation question of each problem: the same for all, but for a hint."""
-    config, tokenizer, delimiter = session.recipe.search.self_evaluation, session.tokenizer(), session.task.delimiter
+    config, tokenizer, delimiter = session.recipe.search.self_evaluation, session.text.tokenizer, session.task.delimiter
     if config is None:
         return lambda problem: None
 
@@ -113,7 +114,7 @@ def reference_steps(session: Session, problem: Problem) -> tuple[tuple[int, ...]
     """The steps of the problem's own rationale as the policy would write them, EOS in the last; none without one."""
     if problem.rationale is None:
         return ()
-    policy = session.engine.policy
+    policy = session.serving.engine.policy
     text = session.task.solution_text(problem, random.Random(f"{session.recipe.seed}/reference/{problem.id}"))
     tokens = encode_solution(policy.tokenizer, text, policy.eos_id)
     steps, start = [], 0
@@ -123,66 +124,42 @@ def reference_steps(session: Session, problem: Problem) -> tuple[tuple[int, ...]
     return tuple(steps)
 
 
-def search(session: Session, round: int, version: int | None = None) -> None:
+def search(session: Session, round: int) -> None:
     """Grow a tree on every training problem with the policy that round − 1 ended with.
 
-    `version`: what the trees call that policy; None: round − 1. Resumes at the expansion. Raises BudgetError where a
-    limit stops it.
+    Resumes at the expansion. Raises BudgetError where a limit stops it.
     """
-    stage = f"round-{round}/search"
+    stage, policy, store = Stage(round, "search"), round_policy(round - 1), session.store
     if not session.begin(stage):
         return
-    engine, store = session.serve(round - 1), session.store
-    done = store.count_trees(stage)
-    before = engine.cost + Cost()
-    stop = session.stop_reason(lambda: engine.cost - before)
-    with stage_progress(f"round {round}: search", store.count_problems("train"), unit="trees", done=done) as bar:
-        report = grow_trees(
-            session,
-            round,
-            session.problems("train"),
-            search_rules(session, round),
-            session.judge(stage, "train"),
-            version=round - 1 if version is None else version,
-            stop=stop,
-            on_progress=lambda p: bar.update(done=done + p.trees, tokens=p.tokens),
-        )
-    session.require_done(report, stop)
+    session.serving.serve(policy)
+    rules, judge = search_rules(session, round), session.answers.judge(stage, "train")
+    grow(
+        session, stage, search_jobs(session, round, session.problems("train"), rules, judge, policy),
+        policy=policy, seed=search_seed(round), at_once=session.recipe.search.trees_in_flight,
+        title=f"round {round}: search", total=store.count_problems("train"), done=store.count_trees(stage),
+    )  # fmt: skip
     finish_search(session, round)
 
 
-def grow_trees(
-    session: Session,
-    round: int,
-    problems: Iterable[Problem],
-    rules: Rules,
-    judge: Judge,
-    *,
-    version: int,
-    stop: Callable[[], str | None],
-    on_progress: Callable[[Progress], None],
-) -> DriveReport:
-    """Grow and store the trees of those `problems` that have none yet in this round."""
-    stage, store, recipe = f"round-{round}/search", session.store, session.recipe
-    todo = (p for p in problems if not store.has_tree(stage, p.id))
-    return drive(
-        (
-            Job(new_tree(p.id, p.id, session.encode(p.question), version), rules(p), judge, tool=recipe.task.tool)
-            for p in todo
-        ),
-        session.engine,
-        run_seed=recipe.seed + 1_000_003 * round,
-        trees_in_flight=recipe.search.trees_in_flight,
-        journal=store.journal(stage, version),
-        on_done=lambda job: store.finish_tree(stage, job.tree),
-        on_progress=on_progress,
-        stop=stop,
-    )
+def search_seed(round: int) -> int:
+    """What is added to the run's seed, so that rounds draw apart."""
+    return 1_000_003 * round
+
+
+def search_jobs(
+    session: Session, round: int, problems: Iterable[Problem], rules: Rules, judge: Judge, policy: PolicyId
+) -> Iterator[Job]:
+    """The trees of those `problems` that have none yet in this round."""
+    stage = Stage(round, "search")
+    for problem in problems:
+        if not session.store.has_tree(stage, problem.id):
+            yield tree_job(session, problem, rules(problem), judge, policy)
 
 
 def finish_search(session: Session, round: int) -> None:
     """Every problem of the round has its tree."""
-    stage, store = f"round-{round}/search", session.store
+    stage, store = Stage(round, "search"), session.store
     if round == 1 and (said := against_plain_samples(store)):
         store.event(stage, "info", said)
     store.finish_stage(stage, {"trees": store.count_trees(stage), "mixed": store.count_trees(stage, mixed=True)})
@@ -192,8 +169,8 @@ def against_plain_samples(store: Store) -> str | None:
     """What the first search found for its tokens, beside the plain samples of the first values; None without these."""
     lines: list[str] = []
     shares: list[float] = []
-    for name, stage in (("search", "round-1/search"), ("plain samples", FIRST)):
-        rows, tokens = list(store.tree_rows(stage)), store.costs().get(stage, Cost()).generated_tokens
+    for name, stage in (("search", Stage(1, "search")), ("plain samples", FIRST)):
+        rows, tokens = list(store.tree_rows(stage)), store.cost(stage).generated_tokens
         if not rows or not tokens:
             return None
         solved, mixed = sum(row.right > 0 for row in rows) / len(rows), sum(row.mixed for row in rows) / len(rows)
@@ -218,8 +195,7 @@ def pairs_of(session: Session, tree: Tree) -> list[Pair]:
 
 def text_of(session: Session) -> TextOf:
     """The text of a solution's tokens by the run's tokenizer."""
-    tokenizer = session.tokenizer()
-    return lambda tokens: decode(tokenizer, tokens)
+    return session.text.decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,13 +222,13 @@ def make_pairs(
     keys: AdviceKeys = SEARCH_KEYS,
 ) -> None:
     """Turn the round's trees into preferences. Raises TooFewPairs, with advice, where too few problems give any."""
-    stage = f"round-{round}/pairs"
+    stage = Stage(round, "pairs")
     if not session.begin(stage):
         return
     store, config = session.store, session.recipe.pairs
     stats = PairStats()
     pairs: list[Pair] = []
-    for tree in store.trees(f"round-{round}/search"):
+    for tree in store.trees(Stage(round, "search")):
         found = rule(session, tree)
         pairs += found
         stats.add(tree, found)
@@ -262,7 +238,7 @@ def make_pairs(
             store.finish_stage(stage, asdict(stats))
     if stats.paired < config.min_problems:
         outcome = "Nothing was trained: so few would fit noise."
-        read = search_reading(session, f"round-{round}/search")
+        read = search_reading(session, Stage(round, "search"))
         raise TooFewPairs(advice(stats, read, config.min_problems, round, outcome, keys))
 
 

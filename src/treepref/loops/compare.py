@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +32,7 @@ from treepref.loops.stored import stored_solutions
 from treepref.report.compare import comparison_markdown, print_comparison, write_comparison
 from treepref.runs.landing import new_file
 from treepref.runs.run_folder import disk_errors
+from treepref.runs.stage import Stage
 from treepref.runs.store import Store
 
 _ASIDE = ("seed", "engine", "budget")
@@ -123,9 +123,9 @@ def read_run(folder: Path, name: str | None = None) -> RunScores:
         found: dict[int, list[str]] = {}
         notes = []
         for stage in store.stages():
-            if match := re.fullmatch(r"round-(\d+)/eval/(.+)", stage.name):
-                if stage.status == "done":
-                    found.setdefault(int(match.group(1)), []).append(match.group(2))
+            if stage.stage is not None and stage.stage.name == "eval" and stage.stage.part is not None:
+                if stage.done:
+                    found.setdefault(stage.stage.round, []).append(stage.stage.part)
                 else:
                     notes.append(f"{stage.name} is not finished and is left out")
         rounds = [_round(store, number, decoders, keys) for number, decoders in sorted(found.items())]
@@ -150,7 +150,7 @@ def _round(store: Store, number: int, decoders: Sequence[str], keys: Mapping[str
     passed: Mapping[str, float] | None = None
     distinct: Mapping[str, float] | None = None
     for decoder in decoders:
-        stage = f"round-{number}/eval/{decoder}"
+        stage = Stage(number, "eval", decoder)
         rows = stored_solutions(store, stage)
         if decoder != "samples":
             scores = single_scores(rows, needs_value=decoder != "greedy")

@@ -19,18 +19,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from treepref.config import Recipe
-from treepref.driver import Job, drive
+from treepref.driver import Job
 from treepref.loops import collect, learn
 from treepref.loops.evaluate import evaluate
+from treepref.loops.grow import grow, tree_job
 from treepref.loops.order import Order
 from treepref.loops.session import Session
 from treepref.loops.stored import stored_summary
-from treepref.progress import stage_progress
+from treepref.runs.stage import Stage, dpo_policy, round_policy
 from treepref.search.sampling import Sampling
 from treepref.training.examples import example_from_solution
 from treepref.training.pairs import is_right
 from treepref.training.selection import distinct, least_similar_pairs, solutions_cap
-from treepref.types import Cost, Node, Pair, Problem, Tree, new_tree
+from treepref.types import Node, Pair, PolicyId, Problem, Tree
 
 Tokens = tuple[int, ...]
 POOLS = ("labelled", "train")
@@ -71,7 +72,7 @@ def sample(session: Session, round: int) -> None:
         gold = _gold(session, problem) if config.gold_positive else ()
         return tuple(dict.fromkeys((*gold, *_earlier(session, problem, round))))
 
-    _sample(session, round, "search", version=round - 1, n=config.dpo_samples, given=given)
+    _sample(session, Stage(round, "search"), policy=round_policy(round - 1), n=config.dpo_samples, given=given)
 
 
 def make_pairs(session: Session, round: int) -> None:
@@ -85,7 +86,7 @@ def make_pairs(session: Session, round: int) -> None:
             at_most=config.similarity,
             limit=config.pairs_per_problem,
             first=gold,
-            text_of=collect.text_of(session),
+            text_of=session.text.decode,
         )
 
     keys = collect.AdviceKeys(
@@ -97,7 +98,7 @@ def make_pairs(session: Session, round: int) -> None:
 
 def prefer(session: Session, round: int) -> None:
     """The round's DPO model, from the SFT model of round − 1 and the round's pairs. It is kept in `round-R-dpo`."""
-    learn.train(session, round, name="dpo", version=-round)
+    learn.train(session, Stage(round, "dpo"), dpo_policy(round))
 
 
 # ---- the SFT step ----------------------------------------------------------------------------------------------------
@@ -106,13 +107,13 @@ def prefer(session: Session, round: int) -> None:
 def label(session: Session, round: int) -> None:
     """Solutions of every question from the DPO model (without DPO from the SFT model): trees in `round-R/labels`."""
     config = session.recipe.self_training
-    version = -round if config.dpo else round - 1
-    _sample(session, round, "labels", version=version, n=config.label_samples)
+    policy = dpo_policy(round) if config.dpo else round_policy(round - 1)
+    _sample(session, Stage(round, "labels"), policy=policy, n=config.label_samples)
 
 
 def retrain(session: Session, round: int) -> None:
     """SFT of the base model, as in the warm-up, on the labelled problems and the pseudo-labels of all rounds so far."""
-    stage = f"round-{round}/train"
+    stage = Stage(round, "train")
     if not session.begin(stage):
         return
     labels = pseudo_labels(session, round)
@@ -125,7 +126,7 @@ def retrain(session: Session, round: int) -> None:
     session.store.event(
         stage, "info", f"{sum(len(nodes) for _, nodes in labels)} pseudo-labels of {len(labels)} problems"
     )
-    learn.fine_tune(session, stage, version=round, more=examples)
+    learn.fine_tune(session, stage, round_policy(round), more=examples)
 
 
 def pseudo_labels(session: Session, round: int) -> list[tuple[Tree, list[Node]]]:
@@ -154,7 +155,7 @@ def _stop(session: Session, round: int) -> bool:
         return False
     best = max(range(round + 1), key=lambda k: (accuracies[k], -k))
     session.store.event(
-        f"round-{round}", "info",
+        Stage(round, "eval"), "info",
         f"stopped after round {round}: no better greedy accuracy in {patience} round(s); round {best} is the best",
     )  # fmt: skip
     return True
@@ -178,53 +179,40 @@ def improves(accuracies: Sequence[float], patience: int) -> bool:
 
 def _sample(
     session: Session,
-    round: int,
-    name: str,
+    stage: Stage,
     *,
-    version: int,
+    policy: PolicyId,
     n: int,
     given: Callable[[Problem], tuple[Tokens, ...]] = lambda problem: (),
 ) -> None:
-    """Grow a tree of depth one on every question with policy `version`, into the stage `round-R/NAME`.
+    """Grow a tree of depth one on every question with a policy. Resumes at the problem.
 
-    Resumes at the problem. Raises BudgetError where a limit stops it.
+    Raises BudgetError where a limit stops it.
     """
-    stage = f"round-{round}/{name}"
     if not session.begin(stage):
         return
-    engine, store, recipe = session.serve(version), session.store, session.recipe
-    judge = session.judge(stage, *POOLS)
-    total, done = sum(map(store.count_problems, POOLS)), store.count_trees(stage)
-    before = engine.cost + Cost()
-    stop = session.stop_reason(lambda: engine.cost - before)
+    store, config = session.store, session.recipe.self_training
+    context, judge = session.serving.serve(policy).max_context, session.answers.judge(stage, *POOLS)
 
     def job(problem: Problem) -> Job:
-        prompt = session.encode(problem.question)
-        room = min(recipe.self_training.max_tokens, engine.max_context - len(prompt))
+        room = min(config.max_tokens, context - len(session.text.encode(problem.question)))
         rules = Sampling(
-            n=n, temperature=recipe.self_training.temperature, max_tokens=recipe.self_training.max_tokens,
-            max_context=engine.max_context, want_value=False,
+            n=n, temperature=config.temperature, max_tokens=config.max_tokens, max_context=context, want_value=False,
             given=tuple(tokens for tokens in given(problem) if len(tokens) <= room),
         )  # fmt: skip
-        return Job(new_tree(problem.id, problem.id, prompt, version), rules, judge, tool=recipe.task.tool)
+        return tree_job(session, problem, rules, judge, policy)
 
     def keep(job: Job) -> None:
         for node in job.tree.root.children:
-            node.forced = node.forced or session.forced(node.tokens)  # given solutions come without a mask
+            node.forced = node.forced or session.text.forced(node.tokens)  # given solutions come without a mask
         store.finish_tree(stage, job.tree)
 
-    with stage_progress(f"round {round}: {name}", total, unit="problems", done=done) as bar:
-        report = drive(
-            (job(problem) for problem in _problems(session) if not store.has_tree(stage, problem.id)),
-            engine,
-            run_seed=recipe.seed + 1_000_003 * round + _SEEDS[name],
-            trees_in_flight=recipe.engine.max_rows,
-            journal=store.journal(stage, version),
-            on_done=keep,
-            on_progress=lambda p: bar.update(done=done + p.trees, tokens=p.tokens),
-            stop=stop,
-        )
-    session.require_done(report, stop)
+    grow(
+        session, stage, (job(problem) for problem in _problems(session) if not store.has_tree(stage, problem.id)),
+        policy=policy, seed=collect.search_seed(stage.round) + _SEEDS[stage.name],
+        at_once=session.recipe.engine.max_rows, title=f"round {stage.round}: {stage.name}", unit="problems",
+        total=sum(map(store.count_problems, POOLS)), done=store.count_trees(stage), keep=keep,
+    )  # fmt: skip
     right = sum(row.right for row in store.tree_rows(stage))
     trees, mixed = store.count_trees(stage), store.count_trees(stage, mixed=True)
     store.finish_stage(stage, {"trees": trees, "mixed": mixed, "distinct_right": right})
@@ -253,7 +241,7 @@ def _earlier(session: Session, problem: Problem, round: int) -> tuple[Tokens, ..
 
 
 def _trees(session: Session, problem: Problem, name: str, rounds: range) -> list[Tree]:
-    found = [session.store.tree(f"round-{round}/{name}", problem.id) for round in rounds]
+    found = [session.store.tree(Stage(round, name), problem.id) for round in rounds]
     return [tree for tree in found if tree is not None]
 
 

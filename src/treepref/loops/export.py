@@ -16,12 +16,13 @@ from typing import Any
 from treepref.errors import StoreError
 from treepref.recipes.stored import stored_recipe
 from treepref.runs.landing import new_file
+from treepref.runs.stage import Stage
 from treepref.runs.store import Store
 from treepref.training.pairs import visit_smoothing
 from treepref.types import Pair, Tree
 
 Decode = Callable[[Sequence[int]], str]
-_OURS = {"prompt", "chosen", "rejected", "problem_id", "policy_version"}
+_OURS = {"prompt", "chosen", "rejected", "problem_id", "policy"}
 """Keys by which a file's first row is known to be of an export."""
 
 _ROW_BYTES = 64 * 2**20
@@ -62,7 +63,7 @@ def trl_rows(
     `prompt + chosen` and `prompt + rejected` are exactly the decoded sequences, also where a token boundary cuts a
     character. Further columns: `alpha` (label smoothing by visits, MCTS-DPO, arXiv 2405.00451; see
     `preferences.visit_smoothing`) and `weight` = 1 − alpha, Q and visits of both sides, `round`, `problem_id`,
-    `policy_version`, and `eos_chosen`, `eos_rejected`: whether the side ends in the text `eos` (None: never).
+    `policy`, and `eos_chosen`, `eos_rejected`: whether the side ends in the text `eos` (None: never).
     Raises StoreError for a pair whose tree or nodes are not there.
     """
     find = trees.get if isinstance(trees, Mapping) else trees
@@ -89,7 +90,7 @@ def trl_rows(
             "visits_rejected": pair.visits_loser,
             "round": round,
             "problem_id": tree.problem_id,
-            "policy_version": tree.policy_version,
+            "policy": tree.policy,
             "eos_chosen": eos is not None and winner[len(prompt) :].endswith(eos),
             "eos_rejected": eos is not None and loser[len(prompt) :].endswith(eos),
         }
@@ -182,7 +183,7 @@ def export_trl(
         with new_file(out_file) as part:
             with part.open("w", encoding="utf-8") as stream:
                 for number in rounds:
-                    trees = _TreeReader(store, f"round-{number}/search")
+                    trees = _TreeReader(store, Stage(number, "search"))
                     for row in trl_rows(trees, store.pairs(number), decode, round=number, eos=eos):
                         stream.write(json.dumps(row, ensure_ascii=False) + "\n")
                         count += 1
@@ -198,7 +199,7 @@ def export_trl(
 class _TreeReader:
     """Reads a stage's trees as pairs ask for them; pairs come sorted by tree, so the last one is kept."""
 
-    def __init__(self, store: Store, stage: str) -> None:
+    def __init__(self, store: Store, stage: Stage) -> None:
         self._store, self._stage = store, stage
         self._key: str | None = None
         self._tree: Tree | None = None
@@ -213,7 +214,7 @@ def pair_rounds(store: Store) -> list[int]:
     """The rounds that have pairs, in order, as far as rounds follow each other from 1."""
     rounds = []
     number = 1
-    while store.count_pairs(number) or store.count_trees(f"round-{number}/search"):
+    while store.count_pairs(number) or store.count_trees(Stage(number, "search")):
         if store.count_pairs(number):
             rounds.append(number)
         number += 1

@@ -16,6 +16,7 @@ from treepref.loops.unchecked import forget_other_stages
 from treepref.recipes.reading import dump_recipe, load_recipe, recipe_changes
 from treepref.runs.landing import new_folder
 from treepref.runs.run_folder import disk_errors, sqlite_errors
+from treepref.runs.stage import Stage, round_policy
 from treepref.runs.store import STOPPED_BEFORE, Store
 
 FREE = (
@@ -46,13 +47,14 @@ def fork(run: Path, out: Path, overrides: list[str]) -> None:
         _check_copy(run, out, new.recipe)
         return
     with Store(run, read_only=True) as store:
-        for stage in ("round-0/eval", "round-1/search"):
+        for stage in (Stage(0, "eval"), Stage(1, "search")):
             if not store.stage_done(stage):
                 raise StoreError(f"{run}: stage {stage} is not done yet, so there is nothing to fork from")
     with disk_errors(out.parent), new_folder(out) as part:
         _copy_database(run / "run.db", part / "run.db")
-        if (run / "round-0").is_dir():
-            shutil.copytree(run / "round-0", part / "round-0")
+        first = round_policy(0)
+        if (run / first).is_dir():
+            shutil.copytree(run / first, part / first)
         (part / "recipe.yaml").write_text(dump_recipe(new.recipe), encoding="utf-8")
         with Store(part) as store:
             store.set_meta("recipe", new.recipe.model_dump(mode="json"))

@@ -15,6 +15,7 @@ from treepref.loops.values import has_fits, refit
 from treepref.models.policy import Policy
 from treepref.models.text import encode_prompt, encode_solution
 from treepref.progress import stage_progress
+from treepref.runs.stage import Stage, round_policy
 from treepref.training.checkpoints import remove_checkpoints
 from treepref.training.examples import Example, attach_reference, example_from_solution, example_from_tree
 from treepref.training.forward import model_scorer
@@ -22,7 +23,7 @@ from treepref.training.learner import Learner, LearnerSettings
 from treepref.training.pairs import best_outcomes, correct_paths, value_targets
 from treepref.training.probe import probe_packing
 from treepref.training.schedule import plan_steps
-from treepref.types import Cost, Pair, Problem, Tree
+from treepref.types import Cost, Pair, PolicyId, Problem, Tree
 
 PASS_TOKENS = 4096
 """Tokens in one forward pass: several short rows cost less than a long one, for attention grows with a row's length."""
@@ -36,17 +37,17 @@ SFT_SOLUTIONS = 4
 
 def warm_up(session: Session) -> None:
     """SFT of the recipe's model on the labelled problems; the result is policy 0. Nothing to do where epochs is 0."""
-    if session.recipe.warmup.epochs and session.begin("round-0/sft"):
-        fine_tune(session, "round-0/sft", version=0)
+    if session.recipe.warmup.epochs and session.begin(Stage(0, "sft")):
+        fine_tune(session, Stage(0, "sft"), round_policy(0))
 
 
-def fine_tune(session: Session, stage: str, *, version: int, more: Sequence[Example] = ()) -> None:
-    """SFT of the recipe's model, under its `warmup` section, on the labelled problems and `more`: policy `version`.
+def fine_tune(session: Session, stage: Stage, makes: PolicyId, *, more: Sequence[Example] = ()) -> None:
+    """SFT of the recipe's model, under its `warmup` section, on the labelled problems and `more`. It makes a policy.
 
     `more` holds each example once for every epoch. Raises DataError where no labelled problem fits into the context.
     """
     config = session.recipe.warmup
-    policy = session.base(lora=True)
+    policy = session.serving.base(lora=True)
     examples = _labelled(session, policy, config.epochs)
     if not examples:
         raise DataError(
@@ -63,7 +64,7 @@ def fine_tune(session: Session, stage: str, *, version: int, more: Sequence[Exam
         rows_per_pass=rows_per_pass(session),
     )
     every = [*examples, *more]
-    _fit(session, stage, policy, settings, every, version=version, epochs=1, batch_tokens=config.batch_tokens)
+    _fit(session, stage, policy, settings, every, makes=makes, epochs=1, batch_tokens=config.batch_tokens)
 
 
 def _labelled(session: Session, policy: Policy, epochs: int) -> list[Example]:
@@ -79,13 +80,13 @@ def _labelled(session: Session, policy: Policy, epochs: int) -> list[Example]:
             solution = written_solution(session, problem, epoch, policy)
             length, limit = len(prompt) + len(solution), policy.max_context
             if length <= limit:
-                forced = session.forced(solution)
+                forced = session.text.forced(solution)
                 examples.append(example_from_solution(prompt, solution, id=f"{epoch}/{problem.id}", forced=forced))
             else:
                 message = (
                     f"problem {problem.id}: left out, {length} tokens are more than the model's context of {limit}"
                 )
-                session.store.event("round-0/sft", "warning", message)
+                session.store.event(Stage(0, "sft"), "warning", message)
     return examples
 
 
@@ -93,29 +94,31 @@ def written_solution(session: Session, problem: Problem, epoch: int, policy: Pol
     """A labelled problem's rationale as the warm-up learns it in an epoch, EOS behind it."""
     text = session.task.solution_text(problem, random.Random(f"{session.recipe.seed}/{epoch}/{problem.id}"))
     if policy is None:
-        return encode_solution(session.tokenizer(), text)
+        return encode_solution(session.text.tokenizer, text)
     return encode_solution(policy.tokenizer, text, policy.eos_id)
 
 
-def train(session: Session, round: int, *, name: str = "train", version: int | None = None) -> None:
-    """One round's update: from policy round − 1 and the round's preferences to policy `version` (None: `round`).
+def train_round(session: Session, round: int) -> None:
+    """One round's update: from the policy of round − 1 and the round's preferences to the round's policy."""
+    train(session, Stage(round, "train"), round_policy(round))
 
-    `name`: the stage `round-R/NAME` that it is.
-    """
-    stage = f"round-{round}/{name}"
+
+def train(session: Session, stage: Stage, makes: PolicyId) -> None:
+    """An update from the policy of the round before and the round's preferences; it makes a policy."""
+    round = stage.round
     if not session.begin(stage):
         return
     config = session.recipe.train
-    policy = session.policy(round - 1, lora=True)
+    policy = session.serving.policy(round_policy(round - 1), lora=True)
     examples = tree_examples(session, round)
-    on_policy = config.objective == "sft" or _reference_version(session, round) == round - 1
+    on_policy = config.objective == "sft" or _reference(session, round) == round_policy(round - 1)
     if config.objective != "sft":
-        examples = _with_reference(session, stage, round, policy, examples)
+        examples = _with_reference(session, stage, policy, examples)
     settings = LearnerSettings.from_train(
         config, seed=session.recipe.seed + round, rows_per_pass=rows_per_pass(session)
     )
     _fit(
-        session, stage, policy, settings, examples, version=round if version is None else version,
+        session, stage, policy, settings, examples, makes=makes,
         epochs=config.epochs, batch_trees=config.batch_trees,
         reference_is_policy=on_policy and config.objective != "sft",
         then=partial(refit, session, round) if has_fits(session.recipe) else None,
@@ -126,7 +129,7 @@ def tree_examples(session: Session, round: int) -> list[Example]:
     """What the round's trees teach under the recipe's objective; trees that teach nothing are left out."""
     config, store = session.recipe.train, session.store
     by_tree = {key: list(found) for key, found in groupby(_by_tree(session, round), key=lambda pair: pair.tree)}
-    trees = store.trees(f"round-{round}/search")
+    trees = store.trees(Stage(round, "search"))
     examples = [tree_example(tree, by_tree.get(tree.key, []), config) for tree in trees]
     return [e for e in examples if e.pairs or e.counts.values or e.counts.tokens]
 
@@ -144,18 +147,18 @@ def tree_example(tree: Tree, pairs: Sequence[Pair], config: TrainConfig) -> Exam
     return example_from_tree(tree, pairs, targets=targets, smoothing=smoothing)
 
 
-def _reference_version(session: Session, round: int) -> int:
-    return 0 if session.recipe.train.reference == "initial" else round - 1
+def _reference(session: Session, round: int) -> PolicyId:
+    return round_policy(0 if session.recipe.train.reference == "initial" else round - 1)
 
 
-def _with_reference(session: Session, stage: str, round: int, policy: Policy, examples: list[Example]) -> list[Example]:
+def _with_reference(session: Session, stage: Stage, policy: Policy, examples: list[Example]) -> list[Example]:
     """Reference log-probs: those recorded while sampling where they are the reference's, else computed here."""
-    version = _reference_version(session, round)
-    reference = policy if version == round - 1 else session.policy(version)
+    name = _reference(session, stage.round)
+    reference = policy if name == policy.id else session.serving.policy(name)
     scorer = model_scorer(
         reference.model, row_tokens=session.recipe.train.row_tokens, rows_per_pass=rows_per_pass(session)
     )
-    attached, report = attach_reference(examples, scorer, reference_version=version, seed=session.recipe.seed)
+    attached, report = attach_reference(examples, scorer, reference=name, seed=session.recipe.seed)
     session.store.event(
         stage,
         "info",
@@ -167,31 +170,31 @@ def _with_reference(session: Session, stage: str, round: int, policy: Policy, ex
 
 def _fit(
     session: Session,
-    stage: str,
+    stage: Stage,
     policy: Policy,
     settings: LearnerSettings,
     examples: list[Example],
     *,
-    version: int,
+    makes: PolicyId,
     epochs: int,
     batch_trees: int | None = None,
     batch_tokens: int | None = None,
     reference_is_policy: bool = False,
     then: Callable[[Policy], tuple[dict[str, Any], Cost]] | None = None,
 ) -> None:
-    """Train, save the folder of `version`, and publish the weights to the engine in memory.
+    """Train, save the folder of the policy that it makes, and publish the weights to the engine in memory.
 
     `then`: what is done to the trained policy before it is saved; what the stage's row says of it, and its cost.
     """
     probe_packing(policy.model, longest_path=max((e.longest_path for e in examples), default=None))
-    checkpoints = session.out / "checkpoints" / stage.replace("/", "-")
+    checkpoints = session.checkpoints(stage)
     flops = float(policy.flops_per_token)  # search and training are counted alike
     learner = Learner(policy.model, policy.value_head, settings, flops_per_token=flops)
     steps: list[dict[str, float]] = session.store.meta(f"steps/{stage}", [])
     stop = session.stop_reason(_training_cost(lambda: steps))
     batches = {"batch_trees": batch_trees, "batch_tokens": batch_tokens}
     total = len(plan_steps(examples, epochs, settings.seed, **batches))
-    with stage_progress(stage.replace("/", ": "), total, unit="steps") as bar:
+    with stage_progress(f"round-{stage.round}: {stage.name}", total, unit="steps") as bar:
 
         def on_step(metrics: dict[str, float]) -> None:
             del steps[int(metrics["step"]) :]
@@ -212,7 +215,7 @@ def _fit(
         )
     if result.stopped and result.steps < result.total_steps:
         raise BudgetError(stop() or "stopped")
-    policy.version = version
+    policy.id = makes
     if learner.trains_values:
         policy.values_trained = True
     cost = Cost(training_tokens=result.tokens, flops=result.flops, seconds=result.seconds)
@@ -220,12 +223,12 @@ def _fit(
     if then is not None:
         more, spent = then(policy)
         info, cost = info | more, cost + spent
-    kept = session.keep(policy)
+    kept = session.serving.keep(policy)
     with session.store.transaction():
-        session.policies.remember(version, kept)
+        session.policies.remember(makes, kept)
         session.store.add_cost(stage, cost)
         session.store.finish_stage(stage, info)
-    session.publish(policy)
+    session.serving.publish(policy)
     remove_checkpoints(checkpoints)
 
 

@@ -3,7 +3,7 @@
     policy π₀ ← SFT of the base model on labelled problems, or the base model itself
     for k = 1 … rounds:
         for each batch of training problems, in a seeded order:
-            trees ← MCTS with the current policy; R = O + C                             (collect.grow_trees)
+            trees ← MCTS with the current policy; R = O + C                             (collect.search_jobs)
             pairs ← at each depth of a tree's selected trace: highest over lowest Q     (collect.pairs_of)
             π     ← one optimizer step on the batch's pairs, smoothed by visits         (LearnerRun.step)
         π_k ← π; evaluate π_k                                                           (evaluate.evaluate)
@@ -25,19 +25,21 @@ from treepref.config import Recipe
 from treepref.errors import BudgetError, DataError, TooFewPairs
 from treepref.loops import collect
 from treepref.loops.evaluate import evaluate
+from treepref.loops.grow import grow_some
 from treepref.loops.learn import rows_per_pass, tree_example, warm_up
 from treepref.loops.order import Order
 from treepref.loops.reading import search_reading
 from treepref.loops.session import Session
 from treepref.models.lora import has_adapters
-from treepref.models.policy import Policy, adapter_off, merged_state_dict
+from treepref.models.policy import Policy, adapter_off
 from treepref.progress import Progress, stage_progress
+from treepref.runs.stage import Stage, batch_policy, round_policy
 from treepref.training.checkpoints import remove_checkpoints
 from treepref.training.examples import Example, NodeLogprobs, Scorer, attach_reference
 from treepref.training.forward import model_scorer
 from treepref.training.learner import Learner, LearnerRun, LearnerSettings, Metrics
 from treepref.training.pairs import PairStats
-from treepref.types import Cost, Pair, Problem, Tree
+from treepref.types import Cost, Pair, PolicyId, Problem, Tree
 
 CHECKED_NODES = 8
 """Recorded log-probs of so many nodes of each batch are compared with recomputed ones before they serve."""
@@ -60,14 +62,14 @@ def iterate(session: Session, round: int) -> None:
     Its stages are search, pairs and train, by turns. Raises BudgetError where a limit stops it, and TooFewPairs, with
     advice, where too few problems give a pair; what is done stays done.
     """
-    for stage in ("search", "pairs", "train"):
-        session.begin(f"round-{round}/{stage}")
-    if session.store.stage_done(f"round-{round}/train"):
+    for name in ("search", "pairs", "train"):
+        session.begin(Stage(round, name))
+    if session.store.stage_done(Stage(round, "train")):
         return
     this = _Round(session, round)
     if not session.recipe.online.enabled:
-        this.publish(version=0)
-        collect.search(session, round, version=0)
+        session.serving.publish(this.policy, batch_policy(round, 0))
+        collect.search(session, round)
     with stage_progress(f"round {round}", len(this.problems), unit="trees", done=this.done) as bar:
         this.catch_up()
         for batch in range(this.run.steps, len(this.batches)):
@@ -109,16 +111,16 @@ class _Round:
     def __init__(self, session: Session, round: int) -> None:
         self.session, self.round = session, round
         self.store, self.config = session.store, session.recipe.online
-        self.search_stage, self.train_stage = f"round-{round}/search", f"round-{round}/train"
+        self.search_stage, self.train_stage = Stage(round, "search"), Stage(round, "train")
         self.problems = _ordered(session, round)
         size = self.config.batch_problems
         self.batches = [self.problems[i : i + size] for i in range(0, len(self.problems), size)]
-        self.engine = session.serve(round - 1)
-        self.policy = session.policy(round - 1, lora=True)
-        self.rules, self.judge = collect.search_rules(session, round), session.judge(self.search_stage, "train")
+        self.engine = session.serving.serve(round_policy(round - 1))
+        self.policy = session.serving.policy(round_policy(round - 1), lora=True)
+        self.rules, self.judge = collect.search_rules(session, round), session.answers.judge(self.search_stage, "train")
         self.found = _Found()
         self.steps: list[Metrics] = self.store.meta(f"steps/{self.train_stage}", [])
-        self.checkpoints = session.out / "checkpoints" / self.train_stage.replace("/", "-")
+        self.checkpoints = session.checkpoints(self.train_stage)
         self.learner = self._learner()
         self.run = self._start()
         before = self.engine.cost + Cost()
@@ -174,25 +176,18 @@ class _Round:
         todo = [p for p in self.batches[batch] if not self.store.has_tree(self.search_stage, p.id)]
         if not todo:
             return
-        self.publish(version=batch)
+        policy, recipe = batch_policy(self.round, batch), self.session.recipe
+        self.session.serving.publish(self.policy, policy)
         done, tokens = self.done, bar.status.tokens
-        report = collect.grow_trees(
-            self.session,
-            self.round,
-            todo,
-            self.rules,
-            self.judge,
-            version=batch,
-            stop=self.stop,
+        report = grow_some(
+            self.session, self.search_stage,
+            collect.search_jobs(self.session, self.round, todo, self.rules, self.judge, policy),
+            policy=policy, seed=collect.search_seed(self.round), at_once=recipe.search.trees_in_flight, stop=self.stop,
             on_progress=lambda p: bar.update(done=done + p.trees, tokens=tokens + p.tokens, note=self.note),
-        )
+        )  # fmt: skip
         if report.stopped:
             self.run.stop()
         self.session.require_done(report, self.stop)
-
-    def publish(self, version: int) -> None:
-        """The engine goes on with the weights as they are now, in memory."""
-        self.engine.update(merged_state_dict(self.policy), version)
 
     def update(self, batch: int) -> None:
         """One optimizer step on the batch's pairs; a batch without any counts as a step that changes nothing."""
@@ -222,18 +217,18 @@ class _Round:
         session, result = self.session, self.run.result
         if self.found.stats.paired < session.recipe.pairs.min_problems:
             self._too_few("The round's policy was not kept: so few would fit noise.")
-        self.policy.version = self.round
+        self.policy.id = round_policy(self.round)
         if self.learner.trains_values:
             self.policy.values_trained = True
-        kept = session.keep(self.policy)
+        kept = session.serving.keep(self.policy)
         with self.store.transaction():
-            session.policies.remember(self.round, kept)
+            session.policies.remember(self.policy.id, kept)
             collect.finish_search(session, self.round)
             self.store.put_pairs(self.round, self.found.pairs)
-            self.store.finish_stage(f"round-{self.round}/pairs", asdict(self.found.stats))
+            self.store.finish_stage(Stage(self.round, "pairs"), asdict(self.found.stats))
             self.store.add_cost(self.train_stage, _cost(self.run))
             self.store.finish_stage(self.train_stage, {"steps": result.steps, "examples": self.found.stats.paired})
-        session.publish(self.policy)
+        session.serving.publish(self.policy)
         remove_checkpoints(self.checkpoints)
 
     # -- reference log-probs
@@ -245,7 +240,7 @@ class _Round:
         attached, report = attach_reference(
             examples,
             self._scorer,
-            reference_version=self._reference_version(batch),
+            reference=self._reference(batch),
             sample=CHECKED_NODES,
             seed=self.session.recipe.seed + batch,
         )
@@ -257,17 +252,17 @@ class _Round:
             )
         return attached
 
-    def _reference_version(self, batch: int) -> int:
-        """What the reference is called in this round's trees; −1: it grew none of them."""
+    def _reference(self, batch: int) -> PolicyId:
+        """The policy that grew the batch, or the one that the run started from, by the recipe."""
         if self.session.recipe.train.reference == "previous":
-            return batch if self.config.enabled else 0
-        return 0 if self.round == 1 else -1
+            return batch_policy(self.round, batch if self.config.enabled else 0)
+        return round_policy(0)
 
     def _reference_is_policy(self, batch: int) -> bool:
         """Whether the policy, as it stands before the batch's update, is the reference itself: then h = 0."""
         if self.session.recipe.train.reference == "previous" and self.config.enabled:
             return True
-        return batch == 0 and self._reference_version(0) == 0
+        return batch == 0 and self._reference(0) == round_policy(self.round - 1)
 
     @cached_property
     def _scorer(self) -> Scorer:
@@ -286,7 +281,7 @@ class _Round:
                     return score(examples)
 
             return without_adapters
-        return self._scorer_of(self.session.policy(0))
+        return self._scorer_of(self.session.serving.policy(round_policy(0)))
 
     def _scorer_of(self, policy: Policy) -> Scorer:
         row_tokens = self.session.recipe.train.row_tokens
@@ -310,7 +305,7 @@ class _Round:
             raise BudgetError(reason)
 
     def _too_few(self, outcome: str) -> None:
-        self.session.working_on = f"round-{self.round}/pairs"
+        self.session.working_on = Stage(self.round, "pairs")
         self.store.put_pairs(self.round, self.found.pairs)
         wanted = self.session.recipe.pairs.min_problems
         read = search_reading(self.session, self.search_stage)

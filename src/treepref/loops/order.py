@@ -9,76 +9,68 @@ from collections.abc import Iterator, Sequence
 
 from treepref.errors import StoreError, TreeprefError
 from treepref.loops.session import Session
+from treepref.runs.stage import Stage
 
 Order = Sequence[tuple[str, ...]]
 """The stages of a round, in groups that run as one. Each group stands on the one before it, the first on the round
 before. The last is the evaluation, on which nothing stands."""
-Named = tuple[int, str]
-"""A stage: its round and its name."""
 
 
-def check_stage(session: Session, order: Order, stage: str, round: int) -> None:
+def check_stage(session: Session, order: Order, name: str, round: int) -> None:
     """Raises TreeprefError where the run has no such stage, or what it stands on is not done.
 
     The message names the command to give. Nothing is written.
     """
-    names = [name for group in order for name in group]
+    names = [each for group in order for each in group]
     last = session.recipe.rounds if len(names) > 1 else 0
-    first = 0 if stage in ("eval", "sft") else 1
-    if stage != "sft" and stage not in names:
-        raise TreeprefError(f"the stage {stage} is switched off in this run's recipe")
+    first = 0 if name in ("eval", "sft") else 1
+    if name != "sft" and name not in names:
+        raise TreeprefError(f"the stage {name} is switched off in this run's recipe")
     if not first <= round <= last:
-        raise TreeprefError(f"--round {round}: in this run {stage} goes from round {first} to round {last}")
+        raise TreeprefError(f"--round {round}: in this run {name} goes from round {first} to round {last}")
     check_sequence(session, order)
-    for missing in _before(session, order, stage, round):
-        if not session.store.stage_done(_row(missing)):
+    for missing in _before(session, order, Stage(round, name)):
+        if not session.store.stage_done(missing):
             raise TreeprefError(
-                f"{_row((round, stage))} stands on {_row(missing)}, which is not done: run "
-                f"`{command(session, missing)}` first"
+                f"{Stage(round, name)} stands on {missing}, which is not done: run `{command(session, missing)}` first"
             )
 
 
 def check_sequence(session: Session, order: Order) -> None:
     """Raises StoreError where a stage was done before one that it stands on, as older versions allowed it."""
-    done = {stage.name for stage in session.store.stages() if stage.status == "done"}
-    missing: Named | None = None
+    done = {row.stage for row in session.store.stages() if row.done}
+    missing: Stage | None = None
     for at in _sequence(session, order, session.recipe.rounds):
-        if missing is None and _row(at) not in done:
+        if missing is None and at not in done:
             missing = at
-        elif missing is not None and _row(at) in done and not _together(order, at, missing):
+        elif missing is not None and at in done and not _together(order, at, missing):
             raise StoreError(
-                f"{session.out}: {_row(at)} was done before {_row(missing)}, so it learned from a part of its data: "
+                f"{session.out}: {at} was done before {missing}, so it learned from a part of its data: "
                 "start another run with another --out"
             )
 
 
-def command(session: Session, at: Named) -> str:
+def command(session: Session, at: Stage) -> str:
     """The command that does a stage."""
-    round, name = at
-    return f"treepref {name} {session.out}" + (f" --round {round}" if name != "sft" else "")
+    return f"treepref {at.name} {session.out}" + (f" --round {at.round}" if at.name != "sft" else "")
 
 
-def _row(at: Named) -> str:
-    """The stage's name in the store."""
-    return f"round-{at[0]}/{at[1]}"
-
-
-def _sequence(session: Session, order: Order, rounds: int) -> Iterator[Named]:
+def _sequence(session: Session, order: Order, rounds: int) -> Iterator[Stage]:
     """All stages that others stand on, in order."""
     if session.recipe.warmup.epochs:
-        yield 0, "sft"
+        yield Stage(0, "sft")
     for round in range(1, rounds + 1):
-        yield from ((round, name) for group in order[:-1] for name in group)
+        yield from (Stage(round, name) for group in order[:-1] for name in group)
 
 
-def _before(session: Session, order: Order, stage: str, round: int) -> Iterator[Named]:
+def _before(session: Session, order: Order, stage: Stage) -> Iterator[Stage]:
     """The stages that a stage stands on, the earliest first."""
-    for at in _sequence(session, order, round):
-        if stage == "sft" or _together(order, at, (round, stage)):
+    for at in _sequence(session, order, stage.round):
+        if stage.name == "sft" or _together(order, at, stage):
             return
         yield at
 
 
-def _together(order: Order, one: Named, other: Named) -> bool:
+def _together(order: Order, one: Stage, other: Stage) -> bool:
     """Whether two stages run as one."""
-    return one[0] == other[0] and any(one[1] in group and other[1] in group for group in order)
+    return one.round == other.round and any(one.name in group and other.name in group for group in order)

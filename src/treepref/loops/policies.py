@@ -1,14 +1,13 @@
 """Where a run's policies are kept, and whether they are still what its stages made of them.
 
-Policy k ≥ 0 is what round k ended with, in `round-k`; policy 0 is the recipe's model where there is no warm-up.
-Policy −k is the DPO model of round k, in `round-k-dpo`. A policy counts from the row that says that its stage is
-done: a folder without that row is what a killed attempt left. Knows folders, fingerprints and the store; knows no stage
-from inside.
+A policy's folder has its name (`runs/stage.py`); `round-0` is the recipe's model where there is no warm-up. A policy
+counts from the row that says that its stage is done: a folder without that row is what a killed attempt left. Knows
+folders, fingerprints and the store; knows no stage from inside.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,9 @@ from treepref.errors import StoreError
 from treepref.models.policy import local_folder
 from treepref.runs.fingerprint import TOKENIZER, Fingerprint, differences, fingerprint, tokenizer_part
 from treepref.runs.run_folder import disk_errors
+from treepref.runs.stage import Stage, dpo_policy, round_policy
 from treepref.runs.store import Store
+from treepref.types import PolicyId
 
 _WAY_OUT = "put its files back as they were, or start another run with another --out"
 
@@ -34,25 +35,25 @@ class Policies:
     def __init__(self, store: Store, recipe: Recipe) -> None:
         self._store, self._recipe = store, recipe
 
-    def folder(self, version: int) -> Path:
-        """Where policy `version` is kept once it exists."""
-        return self._store.folder / (f"round-{version}" if version >= 0 else f"round-{-version}-dpo")
+    def folder(self, policy: PolicyId) -> Path:
+        """Where a policy is kept once it exists."""
+        return self._store.folder / policy
 
-    def source(self, version: int) -> tuple[str, str | None]:
-        """What policy `version` is loaded from: a path or hub id, and the hub's commit where one is known.
+    def source(self, policy: PolicyId) -> tuple[str, str | None]:
+        """What a policy is loaded from: a path or hub id, and the hub's commit where one is known.
 
         Raises StoreError where it was not made yet, is gone, or is not what it was.
         """
-        stage = self._stage(version)
+        stage = self._makers().get(policy)
         if stage is None:
             return self.base()
         if not self._store.stage_done(stage):
-            name, option = stage.rpartition("/")[2], f" --round {abs(version)}" if version else ""
-            command = f"treepref {name} {self._store.folder}{option}"
+            option = f" --round {stage.round}" if stage.round else ""
+            command = f"treepref {stage.name} {self._store.folder}{option}"
             raise StoreError(f"{stage} is not done, so its model is not there yet: run `{command}` first")
-        if change := self._change(version, stage):
+        if change := self._change(policy, stage):
             raise StoreError(f"{change}: {_WAY_OUT}")
-        return str(self.folder(version)), None
+        return str(self.folder(policy)), None
 
     def base(self) -> tuple[str, str | None]:
         """The recipe's model, before any warm-up: its path or hub id, and the commit that the run was begun with.
@@ -68,9 +69,9 @@ class Policies:
         if commit is not None and not (begun(self._store) and self._known("base")):
             self._remember("base", {"commit": commit}, f"the model {self._recipe.model.path}")
 
-    def remember(self, version: int, found: Fingerprint) -> None:
+    def remember(self, policy: PolicyId, found: Fingerprint) -> None:
         """The fingerprint of a policy that was saved just now; write it with the row that says that it is there."""
-        self._store.set_meta(f"policy/{self.folder(version).name}", {"files": dict(found)})
+        self._store.set_meta(f"policy/{policy}", {"files": dict(found)})
 
     def check_all(self) -> None:
         """Raises StoreError where the recipe's model or a policy that a stage made is gone or changed.
@@ -78,9 +79,9 @@ class Policies:
         One that nothing would load, neither a stage nor a further round nor a fork, is only warned of.
         """
         self._tell(self._base_change(), needed=self._base_needed())
-        for version, stage in self._stages():
+        for policy, stage in self._makers().items():
             if self._store.stage_done(stage):
-                self._tell(self._change(version, stage), needed=self._needed(version))
+                self._tell(self._change(policy, stage), needed=self._needed(policy, stage))
 
     def tokenizer(self) -> tuple[str, str | None]:
         """What the run's tokenizer is loaded from, as `source` says it: every policy of a run has the same.
@@ -88,8 +89,8 @@ class Policies:
         The first folder that is there: round 0, a later round, the recipe's model. Weights are not looked at. Raises
         StoreError where none is there, or the first one's tokenizer is not what it was.
         """
-        for version, _ in self._stages():
-            folder = self.folder(version)
+        for policy in self._makers():
+            folder = self.folder(policy)
             if found := _fingerprint(folder, TOKENIZER):
                 self._compare_tokenizer(folder.name, found, str(folder))
                 return str(folder.absolute()), None
@@ -113,30 +114,26 @@ class Policies:
     def _base_needed(self) -> bool:
         """Whether the recipe's model is still to be loaded: after a warm-up only what is trained anew starts there."""
         recipe, done = self._recipe, self._store.stage_done
-        if not (recipe.warmup.epochs and done("round-0/sft")):
+        if not (recipe.warmup.epochs and done(Stage(0, "sft"))):
             return True
         rounds = range(1, recipe.rounds + 1) if recipe.method == "dpo_st" else ()
-        return not all(done(f"round-{round}/train") for round in rounds)
+        return not all(done(Stage(round, "train")) for round in rounds)
 
-    def _needed(self, version: int) -> bool:
+    def _needed(self, policy: PolicyId, made_by: Stage) -> bool:
         """Whether a stage that is not done, a further round or a fork would load a policy that was made."""
         done = self._store.stage_done
-        if version < 0:
-            return not done(f"round-{-version}/labels")
-        last = max((k for k, stage in self._stages() if done(stage)), default=0)
-        return version in (0, last) or not done(f"round-{version}/eval")
+        if made_by.name == "dpo":
+            return not done(Stage(made_by.round, "labels"))
+        last = max((stage.round for stage in self._makers().values() if stage.name != "dpo" and done(stage)), default=0)
+        return made_by.round in (0, last) or not done(Stage(made_by.round, "eval"))
 
-    def _stage(self, version: int) -> str | None:
-        """The stage that makes the policy; None: none does, it is the recipe's model."""
-        if version == 0:
-            return "round-0/sft" if self._recipe.warmup.epochs else None
-        return f"round-{version}/train" if version > 0 else f"round-{-version}/dpo"
-
-    def _stages(self) -> Iterator[tuple[int, str]]:
-        for version in range(self._recipe.rounds + 1):
-            for each in {version, -version}:
-                if (stage := self._stage(each)) is not None:
-                    yield each, stage
+    def _makers(self) -> dict[PolicyId, Stage]:
+        """The stage that makes each policy of the run, by round; the recipe's model is made by none."""
+        makers = {round_policy(0): Stage(0, "sft")} if self._recipe.warmup.epochs else {}
+        for number in range(1, self._recipe.rounds + 1):
+            makers[round_policy(number)] = Stage(number, "train")
+            makers[dpo_policy(number)] = Stage(number, "dpo")
+        return makers
 
     def _base_source(self) -> tuple[str, str | None]:
         known = self._known("base") if begun(self._store) else None
@@ -156,9 +153,9 @@ class Policies:
             return f"the model {path} is not the one that this run was begun with ({changes})"
         return None
 
-    def _change(self, version: int, stage: str) -> str | None:
+    def _change(self, policy: PolicyId, stage: Stage) -> str | None:
         """What became of a policy since its stage made it; its fingerprint is taken where none is known."""
-        folder = self.folder(version)
+        folder = self.folder(policy)
         if not folder.is_dir():
             return f"{folder}, which {stage} made, is not there any more"
         found, known = _fingerprint(folder), self._known(folder.name)

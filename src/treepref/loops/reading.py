@@ -12,17 +12,17 @@ from typing import Any
 from treepref.evaluation.scores import Solution
 from treepref.loops.session import Session
 from treepref.loops.stored import stored_solutions
-from treepref.models.text import decode
 from treepref.report.reading import Attempt, Outcome, Reading
+from treepref.runs.stage import Stage
 from treepref.search.base import solution_tokens
 from treepref.training.pairs import is_right
-from treepref.types import Cost, Node, Problem, Tree
+from treepref.types import Node, Problem, Tree
 
 READ_TREES = 256
 """Trees of a search whose solutions are read again; of larger ones the first by key."""
 
 
-def evaluation_reading(session: Session, stage: str) -> Reading:
+def evaluation_reading(session: Session, stage: Stage) -> Reading:
     """The stored solutions of one decoder, e.g. `round-0/eval/greedy`, as far as it has come."""
     gold = {problem.id: problem.answer for problem in session.problems("eval")}
     rows = stored_solutions(session.store, stage)
@@ -45,7 +45,7 @@ def _missed(session: Session, read: str | None) -> Outcome:
     return "unreadable" if read is None and session.task.own_checker is None else "wrong"
 
 
-def search_summary(session: Session, stage: str) -> dict[str, Any] | None:
+def search_summary(session: Session, stage: Stage) -> dict[str, Any] | None:
     """What a search has found so far, as results.json has it; None where it has no tree yet.
 
     `stage`: `round-K/search`, or `round-K/labels` of dpo_st.
@@ -54,10 +54,10 @@ def search_summary(session: Session, stage: str) -> dict[str, Any] | None:
     if not rows:
         return None
     solved, mixed = sum(row.right > 0 for row in rows), sum(row.mixed for row in rows)
-    tokens = session.store.costs().get(stage, Cost()).generated_tokens
+    tokens = session.store.cost(stage).generated_tokens
     return {
-        "stage": stage,
-        "round": int(stage.removeprefix("round-").partition("/")[0]),
+        "stage": str(stage),
+        "round": stage.round,
         "trees": len(rows),
         "solved": solved,
         "mixed": mixed,
@@ -74,7 +74,7 @@ def _per_1000(solutions: int, tokens: int) -> float | None:
     return 1000 * solutions / tokens if tokens else None
 
 
-def search_reading(session: Session, stage: str) -> Reading:
+def search_reading(session: Session, stage: Stage) -> Reading:
     """The solutions of a search's trees, equal ones of a tree counted once; of its first `READ_TREES` trees."""
     trees = islice(session.store.trees(stage), READ_TREES)
     return Reading.of(attempt for tree in trees for attempt in _attempts(session, tree))
@@ -98,8 +98,7 @@ def _attempts(session: Session, tree: Tree) -> Iterator[Attempt]:
 
 def _text(session: Session, node: Node) -> str:
     tokens = solution_tokens(node)
-    # A finished solution's last token ended it, whichever of the model's EOS tokens that is.
-    return decode(session.tokenizer(), tokens, tokens[-1:] if node.finish == "eos" else ())
+    return session.text.finished(tokens) if node.finish == "eos" else session.text.decode(tokens)
 
 
 def problem_of(session: Session, problem_id: str) -> Problem | None:

@@ -16,8 +16,10 @@ from treepref.loops.order import Order, check_sequence, check_stage
 from treepref.loops.session import Session
 from treepref.loops.summary import report, unfinished_stages
 from treepref.recipes.reading import LoadedRecipe
+from treepref.runs.stage import Stage
 
-Stage = Callable[[Session, int], None]
+StageCommand = Callable[[Session, int], None]
+"""What a stage's command does in a round."""
 
 
 def run(loaded: LoadedRecipe, out: Path) -> None:
@@ -79,8 +81,8 @@ def stops_noted(session: Session) -> Iterator[None]:
 def _stopped_in(session: Session) -> str:
     """The stage that was being worked on; between two, the last that was begun and is not done."""
     unfinished = unfinished_stages(session.store)
-    if session.working_on in unfinished:
-        return session.working_on
+    if str(session.working_on) in unfinished:
+        return str(session.working_on)
     return unfinished[-1] if unfinished else "run"
 
 
@@ -106,8 +108,8 @@ def _order(session: Session) -> Order:
     return import_module(f"treepref.loops.{method}").order(session.recipe)
 
 
-def _stages(method: str) -> dict[str, Stage]:
-    own: dict[str, Stage] = import_module(f"treepref.loops.{method}").STAGES
+def _stages(method: str) -> dict[str, StageCommand]:
+    own: dict[str, StageCommand] = import_module(f"treepref.loops.{method}").STAGES
     return own | {"report": lambda session, round: _report(session)}
 
 
@@ -116,7 +118,7 @@ def _next_round(session: Session, stage: str) -> int:
         return 0
     first = 0 if stage == "eval" else 1
     for round in range(first, session.recipe.rounds + 1):
-        if not session.store.stage_done(f"round-{round}/{stage}"):
+        if not session.store.stage_done(Stage(round, stage)):
             return round
     if session.recipe.rounds < first:
         raise TreeprefError(f"this run has no rounds, and so no stage {stage}: raise `rounds`")

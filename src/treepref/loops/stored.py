@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from treepref.evaluation.scores import Solution
+from treepref.runs.stage import Stage
 from treepref.runs.store import Store
 
 
-def stored_solutions(store: Store, stage: str) -> list[Solution]:
+def stored_solutions(store: Store, stage: Stage) -> list[Solution]:
     """The solutions of one decoder, e.g. `round-0/eval/greedy`, by problem and sample, as far as it has come.
 
     Raises StoreError where they are not sound.

@@ -6,7 +6,6 @@ Reads the store alone and may run at any time; what is not there yet is left out
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +25,7 @@ from treepref.report.data import ReportData
 from treepref.report.html import write_report
 from treepref.report.table import print_results
 from treepref.runs.run_folder import disk_errors, land_file
+from treepref.runs.stage import Stage
 from treepref.runs.store import Store, TreeRow
 from treepref.types import Cost, Node, Pair, Tree
 
@@ -105,7 +105,7 @@ def results_of(session: Session, readings: Sequence[Mapping[str, Any]]) -> dict[
 def greedy_readings(session: Session) -> Iterator[dict[str, Any]]:
     """What was read of every round's greedy solutions, also of an evaluation that is not finished."""
     for round in range(session.recipe.rounds + 1):
-        found = evaluation_reading(session, f"round-{round}/eval/greedy")
+        found = evaluation_reading(session, Stage(round, "eval", "greedy"))
         if found.total:
             yield {"round": round, "title": f"Round {round}, greedy", "search": False} | found.as_dict()
 
@@ -137,13 +137,13 @@ def counted_events(store: Store) -> list[dict[str, Any]]:
 
 def value_fit(store: Store, round: int) -> dict[str, Any] | None:
     """What the fit of a round's value head found on problems held back; None where there was none."""
-    stage = store.stage(f"round-{round}/train" if round else FIRST)
+    stage = store.stage(Stage(round, "train") if round else FIRST)
     return None if stage is None else stage.info.get("fit")
 
 
-def search_stages(session: Session) -> list[str]:
+def search_stages(session: Session) -> list[Stage]:
     """Stages that grow trees, in order."""
-    return [f"round-{r}/{name}" for r in range(1, session.recipe.rounds + 1) for name in ("search", "labels")]
+    return [Stage(r, name) for r in range(1, session.recipe.rounds + 1) for name in ("search", "labels")]
 
 
 def _progress(store: Store, stage: str) -> str:
@@ -173,7 +173,7 @@ def self_evaluation(session: Session, round: int) -> dict[str, Any] | None:
         return None
     ends: list[JudgedNode] = []
     steps: list[JudgedNode] = []
-    for tree in session.store.trees(f"round-{round}/search"):
+    for tree in session.store.trees(Stage(round, "search")):
         found = judged_nodes(tree)
         ends += found[0]
         steps += found[1]
@@ -216,9 +216,8 @@ def drawn_trees(session: Session) -> Iterator[dict[str, Any]]:
     for stage in reversed(search_stages(session)):
         if not left:
             return
-        round = int(stage.removeprefix("round-").partition("/")[0])
         by_tree: dict[str, list[Pair]] = {}
-        for pair in session.store.pairs(round) if stage.endswith("/search") else ():
+        for pair in session.store.pairs(stage.round) if stage.name == "search" else ():
             by_tree.setdefault(pair.tree, []).append(pair)
 
         def rank(row: TreeRow, pairs: Mapping[str, Sequence[Pair]] = by_tree) -> tuple[int, bool, bool, str]:
@@ -227,9 +226,14 @@ def drawn_trees(session: Session) -> Iterator[dict[str, Any]]:
         for row in sorted(session.store.tree_rows(stage), key=rank)[:left]:
             tree, problem = session.store.tree(stage, row.key), problem_of(session, row.problem_id)
             if tree is not None and problem is not None:
-                left, tokenizer = left - 1, tokenizer or session.tokenizer()
+                left, tokenizer = left - 1, tokenizer or session.text.tokenizer
                 drawn = plain_tree(tree, by_tree.get(row.key, []), tokenizer)
-                facts = {"question": problem.text, "answer": problem.answer, "problem_id": problem.id, "round": round}
+                facts = {
+                    "question": problem.text,
+                    "answer": problem.answer,
+                    "problem_id": problem.id,
+                    "round": stage.round,
+                }
                 yield drawn | facts
 
 
@@ -282,22 +286,21 @@ def _rounds(session: Session) -> list[int]:
     """Rounds that have preferences."""
     store = session.store
     rounds = range(1, session.recipe.rounds + 1)
-    return [r for r in rounds if store.stage_done(f"round-{r}/pairs") or store.count_pairs(r)]
+    return [r for r in rounds if store.stage_done(Stage(r, "pairs")) or store.count_pairs(r)]
 
 
 def _pair_info(store: Store, round: int) -> dict[str, Any]:
     """What the stage noted of its pairs; their number where it noted nothing."""
-    stage = store.stage(f"round-{round}/pairs")
+    stage = store.stage(Stage(round, "pairs"))
     return (stage.info if stage else {}) or {"pairs": store.count_pairs(round)}
 
 
 def training_steps(store: Store) -> list[dict[str, Any]]:
     """Optimizer steps of all rounds with their stage; those of the warm-up only where there are no others."""
     found: dict[int, list[dict[str, Any]]] = {}
-    for stage in store.stages():
-        round = re.match(r"round-(\d+)/", stage.name)
-        steps = store.meta(f"steps/{stage.name}", []) if round else []
-        found.setdefault(int(round.group(1)) if round else 0, []).extend({"stage": stage.name} | s for s in steps)
+    for row in store.stages():
+        steps = store.meta(f"steps/{row.name}", [])
+        found.setdefault(row.stage.round if row.stage else 0, []).extend({"stage": row.name} | s for s in steps)
     warmup = found.pop(0, [])
     return [{"round": r} | step for r, steps in sorted(found.items()) for step in steps] or [
         {"round": 0} | step for step in warmup

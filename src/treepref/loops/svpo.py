@@ -5,7 +5,7 @@
     for k = 1 … rounds:
         trees  ← MCTS with π_{k−1} and V_{k−1} on the training problems        (collect.search)
         pairs  ← siblings whose Q differ                                       (collect.make_pairs)
-        π_k, V_k ← minimise L_DPO + a·MSE(V, Q) + b·ranking(V) + c·NLL(w)      (learn.train)
+        π_k, V_k ← minimise L_DPO + a·MSE(V, Q) + b·ranking(V) + c·NLL(w)      (learn.train_round)
         V_k ← logistic regression on what came of the trees' steps, read by π_k  (values.refit)
         evaluate π_k: greedy, votes, SBS, MCTS                                 (evaluate.evaluate)
 
@@ -19,7 +19,7 @@ from collections.abc import Callable
 from treepref.config import Recipe
 from treepref.loops.collect import make_pairs, search
 from treepref.loops.evaluate import evaluate
-from treepref.loops.learn import train, warm_up
+from treepref.loops.learn import train_round, warm_up
 from treepref.loops.order import Order
 from treepref.loops.session import Session
 from treepref.loops.values import first_values
@@ -33,7 +33,7 @@ def svpo(session: Session) -> None:
     for round in range(1, session.recipe.rounds + 1):
         search(session, round)
         make_pairs(session, round)
-        train(session, round)
+        train_round(session, round)
         evaluate(session, round)
 
 
@@ -58,6 +58,6 @@ STAGES: dict[str, Callable[[Session, int], None]] = {
     "sft": lambda session, round: warm_up(session),
     "search": _search,
     "pairs": make_pairs,
-    "train": train,
+    "train": train_round,
     "eval": _evaluate,
 }

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from treepref.runs.stage import Stage
 from treepref.runs.store import Store
+from treepref.types import PolicyId
 
 _META = "check_failures"
 
 
-def note_failure(store: Store, stage: str, problem_id: str, error: str) -> None:
+def note_failure(store: Store, stage: Stage, problem_id: str, error: str) -> None:
     """Count a failed check of a stage. The first of its kind becomes a warning with its problem; others are added."""
     known: dict[str, Any] = store.meta(_META, {})
     first = f"problem {problem_id}: {error.splitlines()[0]}"
     kind = known.setdefault(_kind(error), {"message": first, "stages": {}})
-    problems = kind["stages"].setdefault(stage, {})
+    problems = kind["stages"].setdefault(str(stage), {})
     problems[problem_id] = problems.get(problem_id, 0) + 1
     with store.transaction():
         store.set_meta(_META, known)
@@ -33,7 +35,7 @@ def failure_counts(store: Store) -> dict[str, tuple[int, int]]:
     return counts
 
 
-def take_back(store: Store, policy_version: int) -> tuple[int, int]:
+def take_back(store: Store, policy: PolicyId) -> tuple[int, int]:
     """Forget what unfinished stages hold of problems with a solution that could not be checked, which counts as wrong.
 
     Returns (problems that will be done again, solutions that stay wrong). Those of stages that are done stay, and those
@@ -45,7 +47,7 @@ def take_back(store: Store, policy_version: int) -> tuple[int, int]:
         again = {
             (stage, problem)
             for stage, problem in failed
-            if not store.stage_done(stage) and not store.forget_problem(stage, problem, policy_version)
+            if not store.stage_done(stage) and not store.forget_problem(stage, problem, policy)
         }
         for kind in known.values():
             left = {

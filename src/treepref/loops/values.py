@@ -14,18 +14,19 @@ from itertools import islice
 from typing import Any
 
 from treepref.config import Recipe
-from treepref.driver import Job, drive
+from treepref.loops.grow import grow, tree_job
+from treepref.loops.serving import FIRST_VALUES
 from treepref.loops.session import Session
 from treepref.models.hidden import decoder_layers
 from treepref.models.policy import Policy
 from treepref.models.value_head import LAST_LAYER, POOLS, Read, ValueHead
-from treepref.progress import stage_progress
+from treepref.runs.stage import Stage, round_policy
 from treepref.search.sampling import StepSampling
 from treepref.training.value_data import value_data
 from treepref.training.value_fit import ValueFit, fit_values
-from treepref.types import Cost, Tree, new_tree
+from treepref.types import Cost, Tree
 
-FIRST = "round-0/values"
+FIRST = Stage(0, "values")
 """The stage of the first policy's samples and fit."""
 PASS_TOKENS = 4096
 
@@ -53,11 +54,12 @@ def first_values(session: Session) -> None:
     wanted = fits_values(recipe) and recipe.value.problems and recipe.rounds
     if (
         not wanted
-        or (store.stage(FIRST) is None and store.stage("round-1/search") is not None)
+        or (store.stage(FIRST) is None and store.stage(Stage(1, "search")) is not None)
         or not session.begin(FIRST)
     ):
         return
-    engine = session.serve(0)
+    policy_id = round_policy(0)
+    engine = session.serving.serve(policy_id)
     problems = list(islice(session.problems("train"), recipe.value.problems))
     search = recipe.search
     rules = StepSampling(
@@ -65,35 +67,23 @@ def first_values(session: Session) -> None:
         max_depth=search.max_depth, max_step_tokens=search.max_step_tokens, max_context=engine.max_context,
         delimiter=recipe.task.delimiter,
     )  # fmt: skip
-    judge, done = session.judge(FIRST, "train"), store.count_trees(FIRST)
-    before = engine.cost + Cost()
-    stop = session.stop_reason(lambda: engine.cost - before)
-    with stage_progress("round 0: values", len(problems), unit="trees", done=done) as bar:
-        report = drive(
-            (
-                Job(new_tree(p.id, p.id, session.encode(p.question)), rules, judge, tool=recipe.task.tool)
-                for p in problems
-                if not store.has_tree(FIRST, p.id)
-            ),
-            engine,
-            run_seed=recipe.seed + 999_983,  # draws of their own: no search shares them
-            trees_in_flight=search.trees_in_flight,
-            journal=store.journal(FIRST, 0),
-            on_done=lambda job: store.finish_tree(FIRST, job.tree),
-            on_progress=lambda p: bar.update(done=done + p.trees, tokens=p.tokens),
-            stop=stop,
-        )
-    session.require_done(report, stop)
-    policy = session.policy(0)
+    judge = session.answers.judge(FIRST, "train")
+    grow(
+        session, FIRST,
+        (tree_job(session, p, rules, judge, policy_id) for p in problems if not store.has_tree(FIRST, p.id)),
+        policy=policy_id, seed=999_983,  # draws of their own: no search shares them
+        at_once=search.trees_in_flight, title="round 0: values", total=len(problems), done=store.count_trees(FIRST),
+    )  # fmt: skip
+    policy = session.serving.policy(policy_id)
     fit, cost = fit_on(session, policy, list(store.trees(FIRST)))
     with store.transaction():
         if fit is not None:
             head = ValueHead(policy.hidden_size)
             head.set_fit(fit.weight_H, fit.bias, fit.read, fit.root, fit.join)
-            store.set_meta("values/0", head.as_plain())
+            store.set_meta(FIRST_VALUES, head.as_plain())
         store.add_cost(FIRST, cost)
         store.finish_stage(FIRST, _info(fit))
-    session.take_first_values()
+    session.serving.take_first_values()
 
 
 def refit(session: Session, round: int, policy: Policy) -> tuple[dict[str, Any], Cost]:
@@ -102,7 +92,7 @@ def refit(session: Session, round: int, policy: Policy) -> tuple[dict[str, Any],
     Where too little is known, the head stays as training left it. So it does where the recipe wants no fit: then the
     run says how far the head is below one.
     """
-    trees = list(session.store.trees(f"round-{round}/search"))
+    trees = list(session.store.trees(Stage(round, "search")))
     if session.store.stage_done(FIRST):
         trees += session.store.trees(FIRST)
     fit, cost = fit_on(session, policy, trees)
@@ -118,7 +108,7 @@ def _warn_if_far(session: Session, round: int, fit: ValueFit) -> None:
     own, probe = (fit.quality.get(name, {}).get("auc_within") for name in ("before", "value"))
     if own is not None and probe is not None and own < probe - FAR:
         session.store.event(
-            f"round-{round}/train",
+            Stage(round, "train"),
             "warning",
             f"the value head tells right from wrong solutions of a problem with an AUC of {own:.2f}, and a regression "
             f"on the hidden states that it reads from with {probe:.2f}: value.fit=true would take that in its place",

@@ -25,6 +25,7 @@ from treepref.models.folder import check_model_folder, folder_or_hub_id, landing
 from treepref.models.quiet import quiet
 from treepref.models.tiny import TINY_WORDS, build_tiny_model, build_tiny_tokenizer
 from treepref.models.value_head import ValueHead, load_value_head, save_value_head
+from treepref.types import BASE, PolicyId
 
 BUILTIN = {"builtin:tiny-base": Path(__file__).parents[1] / "data" / "tiny_base"}
 UNTRAINED = "builtin:tiny-untrained"
@@ -44,7 +45,7 @@ class Policy:
     value_head: ValueHead | None
     values_trained: bool = False
     """False: the value head is fresh, and its values mean nothing."""
-    version: int = 0
+    id: PolicyId = BASE
     name: str = ""
     commit: str | None = None
     """The hub's commit that the model is of; None for one of a folder."""
@@ -414,7 +415,7 @@ def clone_policy(policy: Policy) -> Policy:
     for module in (model := merged_model(policy), head):
         if module is not None:
             module.eval().requires_grad_(False)
-    return Policy(model, policy.tokenizer, head, policy.values_trained, policy.version, policy.name)
+    return Policy(model, policy.tokenizer, head, policy.values_trained, policy.id, policy.name)
 
 
 @contextmanager

@@ -112,7 +112,6 @@ def pack_expansion(
     arrays["behaviour"], arrays["behaviour_n"] = _ragged([c.behaviour for c in completions], "<f8")
     arrays["forced"], arrays["forced_n"] = _ragged([c.forced for c in completions], "|b1")
     arrays["finish"] = np.array([_FINISHES.index(c.finish) for c in completions], dtype="|u1")
-    arrays["version"] = np.array([c.policy_version for c in completions], dtype="<i8")
     arrays["value"], arrays["value_there"] = _optional([c.value for c in completions])
     arrays["reward"], arrays["reward_there"] = _optional(rewards)
     arrays["prefix"], arrays["prefix_there"] = _optional([prefix_value])
@@ -128,15 +127,14 @@ def unpack_expansion(blob: bytes) -> tuple[tuple[Completion, ...], tuple[float |
     a, _ = unpack(blob)
     finishes = a["finish"].tolist()
     completions = tuple(
-        Completion(tokens or (), logprobs or (), _FINISHES[finish], behaviour, forced, value, version, choice, score)  # type: ignore[arg-type]
-        for tokens, logprobs, finish, behaviour, forced, value, version, choice, score in zip(
+        Completion(tokens or (), logprobs or (), _FINISHES[finish], behaviour, forced, value, choice, score)  # type: ignore[arg-type]
+        for tokens, logprobs, finish, behaviour, forced, value, choice, score in zip(
             _rows(a["tokens"], a["tokens_n"]),
             _rows(a["logprobs"], a["logprobs_n"]),
             finishes,
             _rows(a["behaviour"], a["behaviour_n"]),
             _rows(a["forced"], a["forced_n"]),
             _optionals(a["value"], a["value_there"]),
-            a["version"].tolist(),
             _rows(a["choice"], a["choice_n"])
             if "choice" in a
             else [None] * len(finishes),  # absent where none was asked

@@ -25,34 +25,17 @@ from treepref.errors import StoreError
 from treepref.runs import codec
 from treepref.runs.landing import clear, fresh_folder
 from treepref.runs.run_folder import RunLock, disk_errors, refuse_foreign, refuse_network, sqlite_errors
+from treepref.runs.schema import SCHEMA, TABLES, connect_to_read, connect_to_write
+from treepref.runs.stage import Stage
 from treepref.search.tree import digest_tree
-from treepref.types import Cost, JournalEntry, Pair, Problem, Tree
+from treepref.types import Cost, JournalEntry, Pair, PolicyId, Problem, Tree
 
-SCHEMA = 1
+sqlite3.register_adapter(Stage, str)
+StageName = Stage | str
+"""A stage; a text where it is none of a run's (`store` may be used alone)."""
 STOPPED_BEFORE = "stopped here before: "
 PAGE = 64
 """Rows fetched at a time where a table is walked, so that memory stays constant."""
-
-_TABLES = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE problems (split TEXT, id TEXT, position INTEGER NOT NULL, row TEXT NOT NULL, PRIMARY KEY (split, id));
-CREATE UNIQUE INDEX problems_in_order ON problems (split, position);
-CREATE TABLE journal (
-    stage TEXT, tree TEXT, path TEXT, policy_version INTEGER NOT NULL, request TEXT NOT NULL, blob BLOB NOT NULL,
-    PRIMARY KEY (stage, tree, path));
-CREATE TABLE trees (
-    stage TEXT, key TEXT, problem_id TEXT NOT NULL, policy_version INTEGER NOT NULL, digest TEXT NOT NULL,
-    right INTEGER NOT NULL, wrong INTEGER NOT NULL, nodes INTEGER NOT NULL, failed INTEGER NOT NULL, blob BLOB NOT NULL,
-    PRIMARY KEY (stage, key));
-CREATE TABLE pairs (round INTEGER, id TEXT, tree TEXT NOT NULL, row TEXT NOT NULL, PRIMARY KEY (round, id));
-CREATE TABLE outcomes (stage TEXT, problem_id TEXT, sample INTEGER, row TEXT NOT NULL,
-    PRIMARY KEY (stage, problem_id, sample));
-CREATE TABLE costs (stage TEXT PRIMARY KEY, row TEXT NOT NULL);
-CREATE TABLE stages (name TEXT PRIMARY KEY, status TEXT NOT NULL, info TEXT NOT NULL, started REAL, finished REAL);
-CREATE TABLE events (id INTEGER PRIMARY KEY, time REAL NOT NULL, stage TEXT NOT NULL, level TEXT NOT NULL,
-    message TEXT NOT NULL);
-CREATE INDEX events_by_message ON events (stage, message);
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +44,8 @@ class TreeRow:
 
     key: str
     problem_id: str
-    policy_version: int
+    policy: PolicyId
+    """Which one grew it."""
     digest: str
     right: int
     """Terminal nodes with a positive reward."""
@@ -76,16 +60,26 @@ class TreeRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """A part of a run, e.g. `round-1/search`."""
+class StageRow:
+    """What is known of a part of a run."""
 
     name: str
+    """As text, e.g. `round-1/search`."""
     status: str
     """`running` (also after a kill) or `done`."""
     info: dict[str, Any]
     started: float
     """Seconds since the epoch."""
     finished: float | None
+
+    @property
+    def stage(self) -> Stage | None:
+        """None where the name is no stage's."""
+        return Stage.read(self.name)
+
+    @property
+    def done(self) -> bool:
+        return self.status == "done"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +113,13 @@ class Store:
         try:
             with disk_errors(self.folder), sqlite_errors(self.folder):
                 if read_only:
-                    self._db = _connect_to_read(path)
+                    self._db = connect_to_read(path)
                 else:
                     refuse_foreign(self.folder)
                     self.folder.mkdir(parents=True, exist_ok=True)
                     refuse_network(self.folder)
                     self._lock = RunLock(self.folder / "run.lock")
-                    self._db = _connect_to_write(path, durable)
+                    self._db = connect_to_write(path, durable)
             self._check_schema()
             if not read_only:
                 self._sweep()
@@ -145,7 +139,7 @@ class Store:
             raise StoreError(f"{self.folder}/run.db is the database of something else, or of a run that did not begin")
         if not tables:
             with self.transaction():
-                for statement in _TABLES.split(";"):
+                for statement in TABLES.split(";"):
                     self._db.execute(statement)
                 self.set_meta("schema", SCHEMA)
         found = self.meta("schema")
@@ -276,15 +270,15 @@ class Store:
 
     # -- journal and trees
 
-    def journal(self, stage: str, policy_version: int) -> StageJournal:
-        """The journal of a stage. Entries that another policy version left are discarded: they cannot be replayed."""
-        self._write("DELETE FROM journal WHERE stage = ? AND policy_version != ?", (stage, policy_version))
-        return StageJournal(self, stage, policy_version)
+    def journal(self, stage: StageName, policy: PolicyId) -> StageJournal:
+        """The journal of a stage. Entries that another policy left are discarded: they cannot be replayed."""
+        self._write("DELETE FROM journal WHERE stage = ? AND policy != ?", (stage, policy))
+        return StageJournal(self, stage, policy)
 
-    def count_journal(self, stage: str) -> int:
+    def count_journal(self, stage: StageName) -> int:
         return self._count("journal WHERE stage = ?", stage)
 
-    def finish_tree(self, stage: str, tree: Tree, *, cost: Cost | None = None, keep: bool = True) -> None:
+    def finish_tree(self, stage: StageName, tree: Tree, *, cost: Cost | None = None, keep: bool = True) -> None:
         """A tree is done: its row, the end of its journal and its cost, in one transaction.
 
         `keep=False` stores no tree (evaluation keeps outcomes only; add them in the same `transaction()`).
@@ -297,7 +291,7 @@ class Store:
                 row = (
                     tree.key,
                     tree.problem_id,
-                    tree.policy_version,
+                    tree.policy,
                     digest_tree(tree).hex(),
                     right,
                     len(rewards) - right,
@@ -309,29 +303,29 @@ class Store:
             if cost is not None:
                 self.add_cost(stage, cost)
 
-    def has_tree(self, stage: str, key: str) -> bool:
+    def has_tree(self, stage: StageName, key: str) -> bool:
         return self._one("SELECT 1 FROM trees WHERE stage = ? AND key = ?", (stage, key)) is not None
 
-    def tree(self, stage: str, key: str) -> Tree | None:
+    def tree(self, stage: StageName, key: str) -> Tree | None:
         row = self._one("SELECT blob FROM trees WHERE stage = ? AND key = ?", (stage, key))
         return None if row is None else self._tree(stage, key, row[0])
 
-    def _tree(self, stage: str, key: str, blob: bytes) -> Tree:
+    def _tree(self, stage: StageName, key: str, blob: bytes) -> Tree:
         with self.sound(f"the tree {key} of {stage}"):
             return codec.unpack_tree(blob)
 
-    def trees(self, stage: str, *, mixed: bool = False) -> Iterator[Tree]:
+    def trees(self, stage: StageName, *, mixed: bool = False) -> Iterator[Tree]:
         """The stage's trees by key; `mixed`: only those with right and wrong solutions."""
         for key, blob in self._walk_trees(stage, "key, blob", mixed):
             yield self._tree(stage, key, blob)
 
-    def tree_rows(self, stage: str, *, mixed: bool = False) -> Iterator[TreeRow]:
+    def tree_rows(self, stage: StageName, *, mixed: bool = False) -> Iterator[TreeRow]:
         """The same without reading the trees."""
-        columns = "key, problem_id, policy_version, digest, right, wrong, nodes, failed"
+        columns = "key, problem_id, policy, digest, right, wrong, nodes, failed"
         for row in self._walk_trees(stage, columns, mixed):
             yield TreeRow(*row)
 
-    def _walk_trees(self, stage: str, columns: str, mixed: bool) -> Iterator[tuple[Any, ...]]:
+    def _walk_trees(self, stage: StageName, columns: str, mixed: bool) -> Iterator[tuple[Any, ...]]:
         # Pages by key, not one open cursor: commits and rollbacks may come between two trees.
         after, only = "", "AND right > 0 AND wrong > 0" if mixed else ""
         query = f"SELECT {columns} FROM trees WHERE stage = ? AND key > ? {only} ORDER BY key LIMIT ?"
@@ -339,7 +333,7 @@ class Store:
             yield from rows
             after = rows[-1][0]
 
-    def count_trees(self, stage: str, *, mixed: bool = False) -> int:
+    def count_trees(self, stage: StageName, *, mixed: bool = False) -> int:
         return self._count("trees WHERE stage = ?" + (" AND right > 0 AND wrong > 0" if mixed else ""), stage)
 
     # -- pairs
@@ -369,7 +363,7 @@ class Store:
     # -- outcomes of evaluation
 
     def put_outcomes(
-        self, stage: str, rows: Iterable[tuple[str, int, Mapping[str, Any]]], *, cost: Cost | None = None
+        self, stage: StageName, rows: Iterable[tuple[str, int, Mapping[str, Any]]], *, cost: Cost | None = None
     ) -> None:
         """Rows (problem id, sample, JSON-able row) and what they cost; a row that is there already is replaced."""
         values = ((stage, problem, sample, json.dumps(dict(row))) for problem, sample, row in rows)
@@ -378,7 +372,7 @@ class Store:
             if cost is not None:
                 self.add_cost(stage, cost)
 
-    def outcomes(self, stage: str) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    def outcomes(self, stage: StageName) -> Iterator[tuple[str, int, dict[str, Any]]]:
         """By problem id, then sample."""
         after: tuple[str, int] = ("", -1)
         query = (
@@ -390,11 +384,11 @@ class Store:
                 yield problem, sample, self._read(row, f"sample {sample} of problem {problem} of {stage}", dict)
             after = rows[-1][:2]
 
-    def count_outcomes(self, stage: str) -> int:
+    def count_outcomes(self, stage: StageName) -> int:
         """Problems that have one."""
         return self._count("(SELECT DISTINCT problem_id FROM outcomes WHERE stage = ?)", stage)
 
-    def forget_problem(self, stage: str, problem_id: str, policy_version: int) -> int:
+    def forget_problem(self, stage: StageName, problem_id: str, policy: PolicyId) -> int:
         """As if the stage had not come to this problem: its outcomes, its journal, and its trees by that policy.
 
         Returns how many trees it still has of the problem: those of other policies.
@@ -403,36 +397,36 @@ class Store:
             self._db.execute("DELETE FROM outcomes WHERE stage = ? AND problem_id = ?", (stage, problem_id))
             for table, column in (("journal", "tree"), ("trees", "problem_id")):
                 self._db.execute(
-                    f"DELETE FROM {table} WHERE stage = ? AND {column} = ? AND policy_version = ?",
-                    (stage, problem_id, policy_version),
+                    f"DELETE FROM {table} WHERE stage = ? AND {column} = ? AND policy = ?",
+                    (stage, problem_id, policy),
                 )
             return self._count("trees WHERE stage = ? AND problem_id = ?", stage, problem_id)
 
-    def has_outcome(self, stage: str, problem_id: str) -> bool:
+    def has_outcome(self, stage: StageName, problem_id: str) -> bool:
         return self._one("SELECT 1 FROM outcomes WHERE stage = ? AND problem_id = ?", (stage, problem_id)) is not None
 
     # -- costs, stages, events
 
-    def add_cost(self, stage: str, cost: Cost) -> None:
+    def add_cost(self, stage: StageName, cost: Cost) -> None:
         """Add to what the stage has cost; call it in the transaction of the work that it paid for."""
         with self.transaction():
             self._write(
                 "INSERT OR REPLACE INTO costs VALUES (?, ?)", (stage, json.dumps((self.cost(stage) + cost).as_dict()))
             )
 
-    def cost(self, stage: str | None = None) -> Cost:
+    def cost(self, stage: StageName | None = None) -> Cost:
         """What a stage has cost, or the whole run."""
         costs = self.costs()
-        return sum(costs.values(), Cost()) if stage is None else costs.get(stage, Cost())
+        return sum(costs.values(), Cost()) if stage is None else costs.get(str(stage), Cost())
 
     def costs(self) -> dict[str, Cost]:
         return {stage: self._cost(stage, row) for stage, row in self._all("SELECT * FROM costs ORDER BY stage")}
 
-    def _cost(self, stage: str, row: str) -> Cost:
+    def _cost(self, stage: StageName, row: str) -> Cost:
         with self.sound(f"the cost of {stage}"):
             return Cost(**json.loads(row)) + Cost()
 
-    def start_stage(self, name: str, info: Mapping[str, Any] | None = None) -> Stage:
+    def start_stage(self, name: StageName, info: Mapping[str, Any] | None = None) -> StageRow:
         """Mark a stage as running. One begun before keeps its info and its start; one that is done stays done."""
         values = (name, json.dumps(dict(info or {})), time.time())
         self._write("INSERT OR IGNORE INTO stages VALUES (?, 'running', ?, ?, NULL)", values)
@@ -440,7 +434,7 @@ class Store:
         assert stage is not None
         return stage
 
-    def finish_stage(self, name: str, info: Mapping[str, Any] | None = None) -> None:
+    def finish_stage(self, name: StageName, info: Mapping[str, Any] | None = None) -> None:
         """Mark a stage as done and add to its info. Raises StoreError where it was never started."""
         with self.transaction():
             stage = self.stage(name)
@@ -449,21 +443,22 @@ class Store:
             values = (json.dumps(stage.info | dict(info or {})), time.time(), name)
             self._write("UPDATE stages SET status = 'done', info = ?, finished = ? WHERE name = ?", values)
 
-    def stage(self, name: str) -> Stage | None:
-        return next((stage for stage in self.stages() if stage.name == name), None)
+    def stage(self, name: StageName) -> StageRow | None:
+        return next((stage for stage in self.stages() if stage.name == str(name)), None)
 
-    def stage_done(self, name: str) -> bool:
+    def stage_done(self, name: StageName) -> bool:
         stage = self.stage(name)
         return stage is not None and stage.status == "done"
 
-    def stages(self) -> list[Stage]:
+    def stages(self) -> list[StageRow]:
         """In the order they were started."""
         rows = self._all("SELECT name, status, info, started, finished FROM stages ORDER BY rowid")
         return [
-            Stage(name, status, self._read(info, f"stage {name}", dict), *times) for name, status, info, *times in rows
+            StageRow(name, status, self._read(info, f"stage {name}", dict), *times)
+            for name, status, info, *times in rows
         ]
 
-    def event(self, stage: str, level: str, message: str) -> None:
+    def event(self, stage: StageName, level: str, message: str) -> None:
         """Note a skip or a failure (level `info`, `warning`, `error`). What a stage said before is not repeated."""
         values = (time.time(), stage, level, message, stage, message)
         self._write(
@@ -475,7 +470,7 @@ class Store:
     def events(self) -> list[Event]:
         return [Event(*row) for row in self._all("SELECT time, stage, level, message FROM events ORDER BY id")]
 
-    def forget_events(self, stage: str) -> None:
+    def forget_events(self, stage: StageName) -> None:
         """As if the stage had said nothing."""
         self._write("DELETE FROM events WHERE stage = ?", (stage,))
 
@@ -492,7 +487,7 @@ class Store:
 
     # -- the whole run
 
-    def digest(self, stage: str | None = None) -> str:
+    def digest(self, stage: StageName | None = None) -> str:
         """One hash of what the run found, or one stage of it: the trees, whether and what each evaluation row answered
         (its keys `correct` and `answer`), the ids of the pairs. No floats, no costs, no order of arrival."""
         found = hashlib.sha256()
@@ -527,13 +522,13 @@ class Store:
 class StageJournal:
     """The expansions of one stage's unfinished trees (`driver.Journal`)."""
 
-    def __init__(self, store: Store, stage: str, policy_version: int) -> None:
-        self._store, self._stage, self._version = store, stage, policy_version
+    def __init__(self, store: Store, stage: StageName, policy: PolicyId) -> None:
+        self._store, self._stage, self._policy = store, stage, policy
 
     def load(self, tree: str) -> dict[str, JournalEntry]:
         """What is known of a tree, by node path."""
-        query = "SELECT path, request, blob FROM journal WHERE stage = ? AND tree = ? AND policy_version = ?"
-        rows = self._store._all(query, (self._stage, tree, self._version))
+        query = "SELECT path, request, blob FROM journal WHERE stage = ? AND tree = ? AND policy = ?"
+        rows = self._store._all(query, (self._stage, tree, self._policy))
         found = {}
         for path, request, blob in rows:
             with self._store.sound(f"the expansion {path} of the tree {tree} of {self._stage}"):
@@ -545,41 +540,10 @@ class StageJournal:
         rows = []
         for e in entries:
             blob = codec.pack_expansion(e.completions, e.rewards, e.prefix_value)
-            rows.append((self._stage, e.tree, e.path, self._version, e.request, blob))
+            rows.append((self._stage, e.tree, e.path, self._policy, e.request, blob))
         with self._store.transaction():
             self._store._db.executemany("INSERT OR REPLACE INTO journal VALUES (?, ?, ?, ?, ?, ?)", rows)
             for level, message in events:
                 self._store.event(self._stage, level, message)
             if cost != Cost():
                 self._store.add_cost(self._stage, cost)
-
-
-def _connect_to_write(path: Path, durable: bool) -> sqlite3.Connection:
-    db = sqlite3.connect(path, timeout=5.0, isolation_level=None)
-    try:
-        (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
-        if mode != "wal":
-            raise StoreError(
-                f"SQLite cannot keep a write-ahead log in {path.parent} (journal mode {mode!r}): "
-                "choose a folder on a local disk"
-            )
-        db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-        db.execute("PRAGMA journal_size_limit = 67108864")  # give back what one large transaction made the log grow to
-    except BaseException:
-        db.close()
-        raise
-    return db
-
-
-def _connect_to_read(path: Path) -> sqlite3.Connection:
-    uri = path.resolve().as_uri()
-    db = sqlite3.connect(f"{uri}?mode=ro", uri=True, timeout=5.0, isolation_level=None)
-    try:
-        db.execute("SELECT 1 FROM sqlite_master LIMIT 1")
-        return db
-    except sqlite3.OperationalError:
-        db.close()
-        if path.with_name(path.name + "-wal").exists():
-            raise
-        # A folder that may not be written (a read-only disk) allows no shared memory; nobody can be writing there.
-        return sqlite3.connect(f"{uri}?mode=ro&immutable=1", uri=True, isolation_level=None)

@@ -289,7 +289,7 @@ def tree_to_arrays(tree: Tree) -> dict[str, np.ndarray]:
     return {
         "key": np.array(tree.key),
         "problem_id": np.array(tree.problem_id),
-        "policy_version": np.array(tree.policy_version, np.int64),
+        "policy": np.array(tree.policy),
         "simulations": np.array(tree.simulations, np.int64),
         "failed": np.array(tree.failed, np.int64),
         "q_range": np.array(tree.q_range, np.float64),
@@ -339,7 +339,7 @@ def tree_from_arrays(arrays: Mapping[str, Any]) -> Tree:
         key=columns["key"],
         problem_id=columns["problem_id"],
         prompt=tuple(columns["prompt"]),
-        policy_version=columns["policy_version"],
+        policy=columns["policy"],
         nodes=nodes,
         q_range=(low, high),
         simulations=columns["simulations"],
@@ -350,11 +350,11 @@ def tree_from_arrays(arrays: Mapping[str, Any]) -> Tree:
 def digest_tree(tree: Tree) -> bytes:
     """32 bytes that change with any token id, outcome or count, and with no float, whose last bits may differ."""
     digest = hashlib.blake2b(digest_size=32)
-    for text in (tree.key, tree.problem_id):
+    for text in (tree.key, tree.problem_id, tree.policy):
         encoded = text.encode()
         _hash_integers(digest, [len(encoded)])
         digest.update(encoded)
-    _hash_integers(digest, [tree.policy_version, tree.simulations, tree.failed, len(tree.prompt), *tree.prompt])
+    _hash_integers(digest, [tree.simulations, tree.failed, len(tree.prompt), *tree.prompt])
     for n in tree.nodes:
         right_or_wrong = 0 if n.reward is None else 1 if n.reward > 0 else 2
         parent = -1 if n.parent is None else n.parent.index

@@ -16,7 +16,7 @@ from typing import Literal
 from treepref.errors import DataError, ModelError
 from treepref.training.objectives import Counts
 from treepref.training.pairs import visit_smoothing
-from treepref.types import Node, Pair, Tree
+from treepref.types import Node, Pair, PolicyId, Tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class ExampleNode:
     parent: int = -1
     """Index of the parent in `Example.nodes`, always smaller than its own; −1: the prompt."""
     logprobs: tuple[float, ...] | None = None
-    """As recorded while sampling, by the policy `Example.policy_version`."""
+    """As recorded while sampling, by the policy `Example.policy`."""
     ref: tuple[float, ...] | None = None
     """The reference's; filled in by `attach_reference`."""
     forced: tuple[bool, ...] | None = None
@@ -68,7 +68,7 @@ class Example:
     pairs: tuple[ExamplePair, ...] = ()
     root_target: float | None = None
     """What V at the prompt's last token should be."""
-    policy_version: int | None = None
+    policy: PolicyId | None = None
     """Which policy recorded `ExampleNode.logprobs`."""
 
     def __post_init__(self) -> None:
@@ -189,7 +189,7 @@ def example_from_tree(
             for p in pairs
         ),
         root_target=targets.get(0),
-        policy_version=tree.policy_version,
+        policy=tree.policy,
     )
 
 
@@ -261,21 +261,21 @@ def attach_reference(
     examples: Sequence[Example],
     scorer: Scorer | None,
     *,
-    reference_version: int,
+    reference: PolicyId,
     sample: int = 64,
     tolerance: float = 1e-3,
     seed: int = 0,
 ) -> tuple[list[Example], ReferenceReport]:
     """Give every trained node the reference's log-probs: the recorded ones where they may serve, else recomputed.
 
-    Recorded ones serve where their policy version is the reference's and a seeded sample of nodes recomputed by
+    Recorded ones serve where their policy is the reference and a seeded sample of nodes recomputed by
     `scorer` agrees within `tolerance` for every token (design: Reference log-probs). Without a scorer the sample cannot
     be checked and nothing can be recomputed.
 
     Raises:
         ModelError: log-probs must be recomputed but there is no scorer.
     """
-    own = [i for i, e in enumerate(examples) if e.policy_version == reference_version and _has_recorded(e)]
+    own = [i for i, e in enumerate(examples) if e.policy == reference and _has_recorded(e)]
     checked, worst = 0, 0.0
     if own and scorer is not None:
         checked, worst = check_recorded([examples[i] for i in own], scorer, sample=sample, seed=seed)
@@ -286,7 +286,7 @@ def attach_reference(
     if rest and scorer is None:
         raise ModelError(
             f"{len(rest)} examples (first: {examples[rest[0]].id!r}) have no log-probs of the reference policy "
-            f"(version {reference_version}), and no reference model was given to recompute them"
+            f"({reference}), and no reference model was given to recompute them"
         )
     found: dict[int, Example] = {i: _with_reference(examples[i], [n.logprobs for n in examples[i].nodes]) for i in own}
     if rest and scorer is not None:
