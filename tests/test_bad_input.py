@@ -329,7 +329,7 @@ def test_a_model_that_cannot_be_packed_is_refused_before_anything_is_spent(
 def test_a_full_database_stops_with_advice_and_keeps_what_was_finished(
     base: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connect = store_module._connect_to_write
+    connect = store_module.connect_to_write
 
     def connect_limited(path: Path, durable: bool, pages: int):
         db = connect(path, durable)
@@ -340,7 +340,7 @@ def test_a_full_database_stops_with_advice_and_keeps_what_was_finished(
     write_recipe(base, rounds=1)
     lives, trees = 0, 0
     for pages in (20, 23, 26, 1000):
-        monkeypatch.setattr(store_module, "_connect_to_write", functools.partial(connect_limited, pages=pages))
+        monkeypatch.setattr(store_module, "connect_to_write", functools.partial(connect_limited, pages=pages))
         try:
             run()
         except StoreError as error:

@@ -305,7 +305,7 @@ def test_a_hub_model_is_pinned_to_the_commit_that_the_run_began_with(tmp_path: P
     seen = []
     real = load_policy
     monkeypatch.setattr(
-        "treepref.loops.session.load_policy", lambda *a, **k: seen.append(real(*a, **k).commit) or real(*a, **k)
+        "treepref.loops.serving.load_policy", lambda *a, **k: seen.append(real(*a, **k).commit) or real(*a, **k)
     )
     done = run_command("svpo", "model.path=someone/tiny", "rounds=1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

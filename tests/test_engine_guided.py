@@ -18,7 +18,7 @@ from treepref.errors import ModelError
 from treepref.models.policy import Policy, clone_policy
 from treepref.models.tiny import build_tiny_model, build_tiny_tokenizer
 from treepref.tools.base import Forced
-from treepref.types import Choice, Completion, Cost, Request
+from treepref.types import Choice, Completion, Cost, PolicyId, Request
 
 CHOICE = Choice(suffix=(20, 21, 22, 23, 24), options=((30, 31), (32,)), after_eos=(3,))
 
@@ -417,7 +417,7 @@ def test_update_finishes_questions_under_the_old_weights(policy: Policy) -> None
     with torch.no_grad():
         for parameter in other.model.parameters():
             parameter.mul_(1.3)
-    engine.update(other.model.state_dict(), version=1)
+    engine.update(other.model.state_dict(), policy_id=PolicyId("p1"))
     drained = engine.poll()
     assert len(drained) == len(asked)
     for result in drained:

@@ -20,7 +20,7 @@ from treepref.models.policy import clone_policy, load_policy, merged_state_dict
 from treepref.search.mcts import Mcts
 from treepref.training.examples import attach_reference, example_from_tree
 from treepref.training.forward import model_scorer
-from treepref.types import Pair, Request, new_tree
+from treepref.types import BASE, Pair, Request, new_tree
 
 WIDE = 512
 
@@ -211,7 +211,7 @@ def test_log_probs_recorded_below_float32_do_not_serve_as_reference(wide_policy,
     children = tree.root.children
     pair = Pair("t", (children[0].index,), (children[1].index,), 1.0, 0.0, 1, 1)
     example = example_from_tree(tree, [pair])
-    _, report = attach_reference([example], model_scorer(wide_policy.model), reference_version=0)
+    _, report = attach_reference([example], model_scorer(wide_policy.model), reference=BASE)
     assert (report.recorded, report.recomputed) == ((1, 0) if serve else (0, 1))
     assert (report.worst < 1e-3) == serve
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from treepref.engines.base import generate
 from treepref.engines.scripted import DELIMITER, EOS, ScriptedEngine, World
 from treepref.errors import ModelError
-from treepref.types import Completion, Request
+from treepref.types import BASE, Completion, PolicyId, Request
 
 
 def ask(name="r", prefix=(5, 2), n=3, max_tokens=20, first_seed=0, **more):
@@ -143,12 +143,12 @@ def test_update_drains_then_publishes():
     engine, requests = ScriptedEngine(), [ask("a"), ask("b", (7,))]
     old = generate(ScriptedEngine(), requests)
     engine.submit(requests)
-    engine.update({"world": 9}, 4)
-    assert engine.poll() == old  # in flight under the old version
+    engine.update({"world": 9}, PolicyId("p4"))
+    assert engine.poll() == old  # in flight under the old policy
     (new,) = generate(engine, [ask("a")])
-    assert {c.policy_version for c in new.completions} == {4} == {engine.policy_version}
+    assert old[0].policy == BASE and new.policy == engine.policy_id == "p4"
     assert [c.tokens for c in new.completions] != [c.tokens for c in old[0].completions]
-    engine.update({}, 5)
+    engine.update({}, PolicyId("p5"))
     (same,) = generate(engine, [ask("a")])
     assert [c.tokens for c in same.completions] == [c.tokens for c in new.completions]
 

@@ -17,7 +17,7 @@ from treepref.engines.kv_cache import Block, PrefixTree
 from treepref.engines.sampling import sample, uniforms
 from treepref.engines.torch_engine import TorchEngine
 from treepref.models.policy import Policy, clone_policy
-from treepref.types import Completion, Request
+from treepref.types import BASE, Completion, PolicyId, Request
 
 
 @pytest.fixture(scope="module")
@@ -146,12 +146,12 @@ def test_update_publishes_weights_in_memory_and_drops_the_cache(policy: Policy) 
     with torch.no_grad():
         for parameter in other.model.parameters():
             parameter.mul_(1.3)
-    engine.update(other.model.state_dict(), version=1)
+    engine.update(other.model.state_dict(), policy_id=PolicyId("p1"))
     (drained,) = engine.poll()
-    assert drained.request_id == "in flight" and drained.completions[0].policy_version == 0
+    assert drained.request_id == "in flight" and drained.policy == BASE
     check_against_plain(policy, prompt, drained.completions[0])
     (after,) = generate(engine, [request("after", prompt)])
-    assert after.completions[0].policy_version == engine.policy_version == 1
+    assert after.policy == engine.policy_id == "p1"
     check_against_plain(other, prompt, after.completions[0])
 
 

@@ -38,7 +38,7 @@ from treepref.training.learner import Learner, LearnerSettings
 from treepref.training.packing import collate, flatten
 from treepref.training.pairs import sibling_pairs
 from treepref.training.probe import probe_packing
-from treepref.types import Problem, Request, Result, Tree, new_tree
+from treepref.types import BASE, Problem, Request, Result, Tree, new_tree
 
 pytestmark = pytest.mark.long
 
@@ -328,7 +328,7 @@ def test_the_first_dpo_loss_against_the_recorded_reference_is_ln_2(folder: Path,
     count = sum(len(e.pairs) for e in examples)
     print(f"{len(examples)} trees with {count} pairs")
     assert count >= 10
-    attached, report = attach_reference(examples, model_scorer(student.model), reference_version=0)
+    attached, report = attach_reference(examples, model_scorer(student.model), reference=BASE)
     assert (report.recorded, report.recomputed) == (len(examples), 0)
     measured("recorded reference, worst token of the sample", report.worst, 1e-3)
     found: list[float] = []

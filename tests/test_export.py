@@ -13,7 +13,7 @@ from treepref.config import Recipe
 from treepref.errors import StoreError
 from treepref.loops.export import Exported, export_run, export_trl, text_decoder, trl_rows
 from treepref.runs.store import Store
-from treepref.types import Node, Pair, Tree, new_tree
+from treepref.types import Node, Pair, PolicyId, Tree, new_tree
 
 
 def decode(ids) -> str:
@@ -33,7 +33,7 @@ def grow(tree: Tree, parent: int, step) -> int:
 
 def sums() -> tuple[Tree, list[Pair]]:
     """One shared step, then a right and a wrong second step; and a pair of whole paths from the root."""
-    tree = new_tree("p1", "p1", tuple(b"1+2+3=?\n"), policy_version=4)
+    tree = new_tree("p1", "p1", tuple(b"1+2+3=?\n"), policy=PolicyId("p4"))
     first = grow(tree, 0, "1+2=3\n")
     right, wrong = grow(tree, first, "3+3=6\x00"), grow(tree, first, "3+3=7\x00")
     other = grow(tree, 0, "2+3=6\n")
@@ -59,7 +59,7 @@ def test_a_step_pair_has_the_shared_steps_in_its_prompt() -> None:
         "visits_rejected": 10,
         "round": 2,
         "problem_id": "p1",
-        "policy_version": 4,
+        "policy": "p4",
         "eos_chosen": False,
         "eos_rejected": False,
     }

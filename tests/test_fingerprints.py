@@ -15,6 +15,7 @@ from small_runs import METHODS, SMALL, WARM, Done, copy_model, run_command, tree
 from treepref.errors import ModelError
 from treepref.loops import learn
 from treepref.loops.run import run
+from treepref.loops.serving import Serving
 from treepref.loops.session import Session
 from treepref.recipes.reading import load_recipe
 from treepref.runs import fingerprint as fingerprint_module
@@ -199,14 +200,14 @@ def test_a_folder_that_landed_without_its_row_is_made_again(tmp_path: Path, monk
     copy_model(tmp_path / "model")
     recipe, *overrides = METHODS["svpo"]
     loaded = load_recipe(recipe, [*overrides, *WARM, f"model.path={tmp_path / 'model'}"])
-    real = Session.keep
+    real = Serving.keep
 
-    def killed(session: Session, policy) -> dict[str, str]:
-        real(session, policy)
+    def killed(serving: Serving, policy) -> dict[str, str]:
+        real(serving, policy)
         raise KeyboardInterrupt
 
     with Session(tmp_path / "run", loaded) as session, monkeypatch.context() as patch:
-        patch.setattr(Session, "keep", killed)
+        patch.setattr(Serving, "keep", killed)
         with pytest.raises(KeyboardInterrupt):
             learn.warm_up(session)
     first = fingerprint(tmp_path / "run" / "round-0")

@@ -11,10 +11,12 @@ from treepref.config import SelfEvaluationConfig
 from treepref.errors import ModelError, RecipeError
 from treepref.loops.collect import pairs_of, reference_steps, search_rules, self_evaluation_text
 from treepref.loops.session import Session
+from treepref.loops.text import Text
 from treepref.models.policy import load_tokenizer
 from treepref.models.text import choice_of, decode
 from treepref.recipes.reading import load_recipe
 from treepref.runs.stage import Stage, round_policy
+from treepref.tasks.task import load_task
 from treepref.types import Node, Problem, new_tree
 
 DEFAULT = "Is this right?\n(A) right (B) wrong\nThe answer is ("
@@ -88,7 +90,7 @@ def test_injected_steps_are_the_rationale_as_the_policy_would_write_it(tmp_path:
 @pytest.mark.parametrize("how", ["pairs.level=step", "pairs.rule=trace", "pairs.level=solution"])
 def test_siblings_of_one_text_in_other_tokens_are_no_pair(how: str) -> None:
     recipe = load_recipe("svpo", [how]).recipe
-    session = SimpleNamespace(recipe=recipe, tokenizer=lambda: tokenizer)
+    session = SimpleNamespace(recipe=recipe, text=Text(recipe.task, load_task(recipe.task), lambda: tokenizer))
     tokenizer = load_tokenizer("builtin:tiny-base")
     the, space, word, eos = (
         tokenizer.convert_tokens_to_ids(token) for token in (" the", " ", "the", tokenizer.eos_token)

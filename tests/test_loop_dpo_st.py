@@ -44,12 +44,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_question_is_sampled_in_both_steps_as_trees_of_depth_one(finished: Path) -> None:
     with Store(finished, read_only=True) as store:
-        for stage, version, samples in (
-            ("round-1/search", 0, 4), ("round-1/labels", -1, 3), ("round-2/search", 1, 4), ("round-2/labels", -2, 3)
+        for stage, policy, samples in (
+            ("round-1/search", "round-0", 4), ("round-1/labels", "round-1-dpo", 3), ("round-2/search", "round-1", 4),
+            ("round-2/labels", "round-2-dpo", 3),
         ):  # fmt: skip
             trees = list(store.trees(stage))
             assert len(trees) == 12 + 16, "the labelled questions are among the unlabelled"
-            assert {tree.policy_version for tree in trees} == {version}
+            assert {tree.policy for tree in trees} == {policy}
             assert all(node.depth == 1 and node.terminal for tree in trees for node in tree.root.children)
             assert all(sum(n.samples for n in tree.root.children) >= samples for tree in trees)
     assert [r["round"] for r in json.loads((finished / "results.json").read_text())["rounds"]] == [0, 1, 2]
@@ -142,7 +143,7 @@ def test_without_dpo_labels_come_from_the_sft_model_and_without_labels_nothing_c
     # No sample of one token is a solution, so there is no pseudo-label: retraining from the base is the warm-up again.
     run(tmp_path, "self_training.dpo=false", "self_training.max_tokens=1", "rounds=1")
     with Store(tmp_path, read_only=True) as store:
-        assert {tree.policy_version for tree in store.trees("round-1/labels")} == {0}
+        assert {tree.policy for tree in store.trees("round-1/labels")} == {"round-0"}
         assert [s.name for s in store.stages() if s.name.count("/") == 1] == [
             "round-0/sft", "round-0/eval", "round-1/labels", "round-1/train", "round-1/eval"
         ]  # fmt: skip

@@ -16,6 +16,7 @@ from treepref.engines.torch_engine import TorchEngine
 from treepref.errors import BudgetError, RecipeError, TooFewPairs
 from treepref.loops import mcts_dpo, run
 from treepref.loops.evaluate import evaluate
+from treepref.loops.serving import Serving
 from treepref.loops.session import Session
 from treepref.recipes.reading import load_recipe
 from treepref.runs.stage import round_policy
@@ -52,11 +53,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_each_batch_is_searched_with_the_weights_of_the_update_before(finished: Path) -> None:
     with Store(finished, read_only=True) as store:
-        versions = sorted(row.policy_version for row in store.tree_rows("round-1/search"))
+        policies = sorted(row.policy for row in store.tree_rows("round-1/search"))
         steps = store.meta("steps/round-1/train")
         pairs = {pair.tree for pair in store.pairs(1)}
         stages = {stage.name: stage for stage in store.stages()}
-    assert versions == [0] * 4 + [1] * 4 + [2] * 4
+    assert policies == ["round-0"] * 4 + ["round-1/batch-1"] * 4 + ["round-1/batch-2"] * 4
     assert [s["step"] for s in steps] == [0, 1, 2] and sum(s["pairs"] for s in steps) > 0
     assert all(stages[f"round-1/{s}"].status == "done" for s in ("search", "pairs", "train"))
     assert stages["round-1/search"].info["trees"] == 12
@@ -102,7 +103,7 @@ def test_running_again_does_nothing_again(finished: Path) -> None:
 def test_offline_takes_all_trees_from_the_first_policy(tmp_path: Path) -> None:
     out = go(tmp_path, "online.enabled=false", "train.objective=ipo", "train.reference=previous")
     with Store(out, read_only=True) as store:
-        assert {row.policy_version for row in store.tree_rows("round-1/search")} == {0}
+        assert {row.policy for row in store.tree_rows("round-1/search")} == {"round-0"}
         steps = store.meta("steps/round-1/train")
     assert len(steps) == 3
     assert steps[0]["loss_preference"] == pytest.approx(1 / (4 * 0.1**2), rel=1e-4)
@@ -142,7 +143,7 @@ def test_no_learning_curve_is_lost_between_the_last_update_and_the_policy(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(Session, "keep", die)
+        patched.setattr(Serving, "keep", die)
         with pytest.raises(KeyboardInterrupt):
             go(tmp_path, ASKED)
     go(tmp_path, ASKED)

@@ -20,7 +20,7 @@ from treepref.loops.summary import counted_events
 from treepref.loops.unchecked import failure_counts, note_failure, take_back
 from treepref.recipes.reading import load_recipe
 from treepref.report.table import event_lines
-from treepref.runs.stage import Stage, round_policy
+from treepref.runs.stage import Stage, batch_policy, round_policy
 from treepref.runs.store import Store
 from treepref.tasks.own_checker import FAILED, IN_A_ROW, STOPPED_WORKING, Watch
 from treepref.tasks.task import load_task
@@ -253,7 +253,7 @@ def test_a_search_whose_trees_call_its_policy_otherwise_is_taken_back_too(monkey
         return warning
 
     with monkeypatch.context() as patch:
-        patch.setattr("treepref.loops.session.try_own_checker", tried_before_it_breaks)
+        patch.setattr("treepref.loops.answers.try_own_checker", tried_before_it_breaks)
         done = run_command("mcts_dpo", *more, "rounds=2", cwd=Path())
     assert done.returncode == 2 and "No solution that could not be checked was kept" in done.stderr, done
     with Store(RUN, read_only=True) as store:
@@ -274,25 +274,23 @@ def test_what_cannot_be_taken_back_is_told() -> None:
     with Store(RUN) as store:
         store.start_stage("round-1/search")
         store.start_stage("round-1/train")
-        for problem, version in (("p1", 0), ("p2", 1)):
+        for problem, policy in (("p1", round_policy(0)), ("p2", batch_policy(1, 1))):
             note_failure(store, "round-1/search", problem, "the check took longer than 5 s")
-            store.finish_tree("round-1/search", new_tree(problem, problem, (1,), version))
-        assert take_back(store, 1) == (1, 1)
+            store.finish_tree("round-1/search", new_tree(problem, problem, (1,), policy))
+        assert take_back(store, batch_policy(1, 1)) == (1, 1)
         assert [row.key for row in store.tree_rows("round-1/search")] == ["p1"]
         assert failure_counts(store) == {"problem p1: the check took longer than 5 s": (1, 1)}
 
 
-def test_a_failure_belongs_to_the_stage_that_asked() -> None:
+def test_a_failure_belongs_to_the_stage_that_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("treepref.loops.answers.try_own_checker", lambda *_: None)  # as if it had broken later
     with Session(RUN, load_recipe("quickstart", [*SMALL, write_checker("return [][0]")])) as session:
         session.store.start_stage("round-1/search")
         session.store.start_stage("round-0/eval/greedy")  # begun later, and left undone by a limit
         session.serving.serve(round_policy(0))
-        session._checker = load_task(session.recipe.task).checker().__enter__()
-        session._open.callback(session._checker.__exit__, None, None, None)
         problem = next(session.problems("train"))
-        assert (
-            session.answers.judge(Stage(1, "search"), "train")(new_tree(problem.id, problem.id, (1,)), (5, 6)) == -1.0
-        )
+        judge = session.answers.judge(Stage(1, "search"), "train")
+        assert judge(new_tree(problem.id, problem.id, (1,)), (5, 6)) == -1.0
         (kind,) = session.store.meta("check_failures").values()
         assert kind["stages"] == {"round-1/search": {problem.id: 1}}
 

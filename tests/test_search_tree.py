@@ -26,7 +26,7 @@ from treepref.search.tree import (
     tree_size,
     tree_to_arrays,
 )
-from treepref.types import Completion, Node, Tree, new_tree
+from treepref.types import Completion, Node, PolicyId, Tree, new_tree
 
 NODE_FIELDS = [f for f in Node.__dataclass_fields__ if f not in ("parent", "children", "pending")]
 TREE_FIELDS = [f for f in Tree.__dataclass_fields__ if f != "nodes"]
@@ -190,7 +190,7 @@ def test_snapshots_are_exact_also_through_files(world, search, judge):
 
 
 def test_snapshot_keeps_optional_columns_node_by_node():
-    tree = new_tree("ключ", "p", PROMPT, policy_version=3)
+    tree = new_tree("ключ", "p", PROMPT, policy=PolicyId("p3"))
     tree.q_range, tree.simulations, tree.failed = (-1.0, 2.0), 7, 2
     completions = [
         sample(2, 1, forced=(False, True)),
@@ -225,7 +225,7 @@ def small_tree():
 
 
 def test_digest_is_the_same_on_every_machine():
-    assert digest_tree(small_tree()).hex() == "54a99281bd52b5cfe96d547826416b43219af64f240014a81ca583693f9cd739"
+    assert digest_tree(small_tree()).hex() == "97964d1e96b6d864dfbb0ff0a30b936332d4dc7e808598a50035fb5e40ee4ccf"
 
 
 def test_digest_sees_tokens_outcomes_and_counts_but_no_float():

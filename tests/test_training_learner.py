@@ -24,6 +24,7 @@ from treepref.training.objectives import OBJECTIVES, Coefficients, Counts, LossB
 from treepref.training.packing import flatten
 from treepref.training.probe import wholly_float64
 from treepref.training.schedule import lr_factor, plan_steps
+from treepref.types import PolicyId
 
 EXACT: dict[str, Any] = {"lr": 0.0, "clip": 1e30}
 """Settings under which a step leaves its plain gradient in the parameters and the weights alone."""
@@ -404,7 +405,7 @@ def test_recorded_log_probs_of_the_policy_pass_the_check() -> None:
         )
         for e, logprobs in zip(examples, scored, strict=True)
     ]
-    attached, report = attach_reference(recorded, model_scorer(model, row_tokens=20), reference_version=0)
+    attached, report = attach_reference(recorded, model_scorer(model, row_tokens=20), reference=PolicyId("p0"))
     assert (report.recorded, report.recomputed) == (6, 0)
     assert report.worst < 1e-6
     batch: LossBatch = loss_batch(

@@ -18,6 +18,7 @@ from treepref.training.examples import Example, attach_reference
 from treepref.training.forward import model_scorer
 from treepref.training.learner import Learner, LearnerRun, LearnerSettings
 from treepref.training.schedule import lr_factor, plan_steps
+from treepref.types import PolicyId
 
 SETTINGS = LearnerSettings(lr=1e-2, weight_decay=0.1, warmup_ratio=0.2)
 
@@ -127,7 +128,7 @@ def test_each_step_is_checked_against_the_policy_that_it_finds() -> None:
     run = subject.start(3, identity={})
 
     def referred(examples: Sequence[Example]) -> list[Example]:
-        return attach_reference(examples, model_scorer(subject.packed.model), reference_version=1)[0]
+        return attach_reference(examples, model_scorer(subject.packed.model), reference=PolicyId("p1"))[0]
 
     stale = referred(batches()[0])
     for batch in batches()[:2]:

@@ -25,7 +25,7 @@ from treepref.runs.store import Store
 from treepref.search.base import Judge, Search
 from treepref.search.episodes import EpisodeMcts
 from treepref.search.mcts import Mcts
-from treepref.training.pairs import PairStats, TextOf, sibling_pairs, solution_pairs, trace_pairs
+from treepref.training.pairs import PairStats, sibling_pairs, solution_pairs, trace_pairs
 from treepref.types import Choice, Pair, PolicyId, Problem, Tree
 
 Rules = Callable[[Problem], Search]
@@ -187,15 +187,10 @@ def against_plain_samples(store: Store) -> str | None:
 
 def pairs_of(session: Session, tree: Tree) -> list[Pair]:
     """The tree's preferences at the level and by the rule that the recipe asks for."""
-    config, text = session.recipe.pairs, text_of(session)
+    config, text = session.recipe.pairs, session.text.decode
     if config.level == "solution":
         return solution_pairs(tree, config, text)
     return trace_pairs(tree, config, text) if config.rule == "trace" else sibling_pairs(tree, config, text)
-
-
-def text_of(session: Session) -> TextOf:
-    """The text of a solution's tokens by the run's tokenizer."""
-    return session.text.decode
 
 
 @dataclass(frozen=True, slots=True)
