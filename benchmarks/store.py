@@ -22,10 +22,10 @@ from typing import Any
 from common import alternate, finish, parser, peak_mb, reset_peak, rounded, rss_mb, runs_of, same
 from tree import CHILDREN, copied, step_pool
 from treepref.driver import Job, drive
+from treepref.runs.codec import digest_tree
 from treepref.runs.store import JournalEntry, Store
 from treepref.search.base import Expansion, node_path
 from treepref.search.mcts import Mcts
-from treepref.search.tree import digest_tree
 from treepref.types import Completion, Cost, Tree, new_tree
 
 STAGE = "bench/search"

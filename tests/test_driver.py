@@ -12,11 +12,11 @@ import pytest
 
 from treepref.driver import DriveReport, Job, Progress, drive, sample_seed
 from treepref.engines.scripted import ScriptedEngine
+from treepref.runs.codec import digest_tree
 from treepref.runs.store import Store
 from treepref.search.base import Expansion, node_path
 from treepref.search.mcts import Mcts
 from treepref.search.sampling import Sampling
-from treepref.search.tree import digest_tree
 from treepref.tools.base import Forced
 from treepref.types import Choice, Completion, Cost, Request, Result, Tree, new_tree
 

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from test_search_mcts import PROMPT, answer, play, played, seeds_of, worlds
+from tree_columns import stored_and_read
 from treepref.engines.scripted import EOS, ScriptedEngine
+from treepref.runs.codec import digest_tree
 from treepref.search import Sampling, StepBeam
 from treepref.search.base import solution_tokens
-from treepref.search.tree import digest_tree, tree_from_arrays, tree_to_arrays
 from treepref.types import Completion, Request, new_tree
 
 
@@ -115,7 +116,7 @@ def test_goes_on_from_any_snapshot(world, b1, b2):
     engine, tree = ScriptedEngine(world=world), new_tree("t", "t", PROMPT)
     while expansions := search.ask(tree):
         search.tell(tree, expansions[0], *answer(engine, tree, expansions[0], None))
-        tree = tree_from_arrays(tree_to_arrays(tree))  # the others of the level are asked again
+        tree = stored_and_read(tree)  # the others of the level are asked again
     assert digest_tree(tree) == digest_tree(reference)
 
 

@@ -14,9 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from test_search_mcts import PROMPT, columns, random_world, same_tree, seeds_of, step
+from test_search_mcts import PROMPT, random_world, same_tree, seeds_of, step
+from tree_columns import columns, stored_and_read
 from treepref.engines.scripted import ScriptedEngine, World
 from treepref.errors import ModelError
+from treepref.runs.codec import digest_tree
 from treepref.search.base import path_nodes, solution_tokens
 from treepref.search.episodes import EpisodeMcts
 from treepref.search.rules import (
@@ -29,7 +31,6 @@ from treepref.search.rules import (
     state_value,
 )
 from treepref.search.self_evaluation import confidence, reference_step
-from treepref.search.tree import digest_tree, tree_from_arrays, tree_to_arrays
 from treepref.types import Choice, Completion, Node, Request, new_tree
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -370,7 +371,7 @@ def test_root_visits_count_each_simulation_once(world, search):
 def test_snapshot_and_restore_after_each_tell_changes_nothing(world, search):
     """A simulation takes several tells: where it stands must survive a restart between any two of them."""
     engine, tree = ScriptedEngine(world=world), new_tree("t", "t", PROMPT)
-    restored = play(search, tree, engine, world.reward, lambda tree: tree_from_arrays(tree_to_arrays(tree)))
+    restored = play(search, tree, engine, world.reward, stored_and_read)
     assert same_tree(restored, played(search, world))
 
 

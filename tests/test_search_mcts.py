@@ -12,12 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tree_columns import columns, stored_and_read
 from treepref.engines.scripted import ScriptedEngine, World
 from treepref.errors import ModelError, TreeprefError
+from treepref.runs.codec import digest_tree
+from treepref.runs.codec_1 import tree_from_columns
 from treepref.search import Mcts
 from treepref.search.base import solution_tokens
 from treepref.search.rules import leaf_value, puct_alphamath
-from treepref.search.tree import ancestors, digest_tree, tree_from_arrays, tree_to_arrays
+from treepref.search.tree import ancestors
 from treepref.types import Completion, Node, Request, new_tree
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -138,12 +141,6 @@ RECORDED = {
 }
 
 
-def columns(tree):
-    """A snapshot as strict JSON: null for what is missing."""
-    text = json.dumps({name: array.tolist() for name, array in tree_to_arrays(tree).items()})
-    return json.loads(text, parse_constant=lambda nan: None)
-
-
 @pytest.mark.parametrize("name", RECORDED)
 def test_recorded_run_has_not_changed(name):
     world, search = RECORDED[name]
@@ -157,7 +154,7 @@ def test_recorded_run_has_not_changed(name):
             np.testing.assert_allclose(np.array(now[column], float), np.array(values, float), atol=1e-12)
         else:
             assert now[column] == values, column
-    assert digest_tree(tree_from_arrays(recorded)) == digest_tree(tree)
+    assert digest_tree(tree_from_columns(recorded)) == digest_tree(tree)
 
 
 # --------------------------------------------------------------------------------------------------- invariants
@@ -205,7 +202,7 @@ def test_snapshot_and_restore_after_each_tell_changes_nothing(world, search):
     reference = played(search, world)
     engine = ScriptedEngine(world=world)
     tree = new_tree("t", "t", PROMPT)
-    restored = play(search, tree, engine, world.reward, lambda tree: tree_from_arrays(tree_to_arrays(tree)))
+    restored = play(search, tree, engine, world.reward, stored_and_read)
     assert same_tree(restored, reference)
 
 
@@ -221,8 +218,7 @@ def fields_of(search):
 
 
 def same_tree(a, b):
-    one, other = tree_to_arrays(a), tree_to_arrays(b)
-    return all(np.array_equal(one[k], other[k], equal_nan=one[k].dtype.kind == "f") for k in one)
+    return repr(columns(a)) == repr(columns(b))
 
 
 # -------------------------------------------------------------------------------------------------- single rules

@@ -1,30 +1,29 @@
 """Growing, exhausting, snapshots and digests of trees."""
 
-import io
 import json
 import math
+import struct
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from test_search_mcts import PROMPT, played, searches, worlds
+from tree_columns import columns, stored_and_read
 from treepref.errors import ModelError
+from treepref.runs.codec import digest_tree, pack_tree
+from treepref.runs.codec_1 import tree_from_columns
 from treepref.search.base import Expansion, solution_tokens
 from treepref.search.rules import mean_logprob_prior
 from treepref.search.tree import (
     add_children,
     best_solution,
-    digest_tree,
     grow,
     mark_exhausted,
     mark_pending,
     path_mean_logprob,
     tokens_left,
-    tree_from_arrays,
     tree_size,
-    tree_to_arrays,
 )
 from treepref.types import Completion, Node, PolicyId, Tree, new_tree
 
@@ -177,16 +176,10 @@ def test_size():
 
 @settings(max_examples=40, deadline=None)
 @given(worlds, searches, st.booleans())
-def test_snapshots_are_exact_also_through_files(world, search, judge):
+def test_snapshots_are_exact(world, search, judge):
     tree = played(search, world, judge)
-    arrays = tree_to_arrays(tree)
-    assert_equal_trees(tree_from_arrays(arrays), tree)
-    assert_equal_trees(tree_from_arrays(json.loads(json.dumps({k: v.tolist() for k, v in arrays.items()}))), tree)
-    file = io.BytesIO()
-    np.savez_compressed(file, **arrays)
-    file.seek(0)
-    with np.load(file, allow_pickle=False) as loaded:
-        assert_equal_trees(tree_from_arrays(loaded), tree)
+    assert_equal_trees(stored_and_read(tree), tree)
+    assert_equal_trees(tree_from_columns(json.loads(json.dumps(columns(tree)))), tree)
 
 
 def test_snapshot_keeps_optional_columns_node_by_node():
@@ -199,22 +192,25 @@ def test_snapshot_keeps_optional_columns_node_by_node():
     ]
     add_children(tree, tree.root, completions, mean_logprob_prior)
     tree.nodes[3].confidence = 0.25
-    arrays = tree_to_arrays(tree)
-    restored = tree_from_arrays(arrays)
+    restored = stored_and_read(tree)
     assert_equal_trees(restored, tree)
     assert [n.confidence for n in restored.nodes] == [None, None, None, 0.25]
     tree.nodes[3].confidence = None
-    assert "confidence" not in tree_to_arrays(tree), "trees without it are stored as they always were"
+    assert all(node.confidence is None for node in stored_and_read(tree).nodes)
     assert restored.nodes[1].forced == (False, True) and restored.nodes[2].behaviour == (-0.1, -0.2)
 
 
 def test_floats_are_stored_short_only_where_nothing_is_lost():
     tree = new_tree("k", "p", PROMPT)
-    short = float(np.float32(-0.1))
+    short = struct.unpack("f", struct.pack("f", -0.1))[0]
     add_children(tree, tree.root, [Completion((2,), (short,), "step")], mean_logprob_prior)
-    assert tree_to_arrays(tree)["logprobs"].dtype == np.float32
+    with_short = len(pack_tree(tree))
     add_children(tree, tree.root, [Completion((3,), (-0.1,), "step")], mean_logprob_prior)
-    assert tree_to_arrays(tree)["logprobs"].dtype == np.float64
+    added = len(pack_tree(tree)) - with_short
+    tree.nodes[2].logprobs = (short,)
+    assert added - (len(pack_tree(tree)) - with_short) == 4
+    tree.nodes[2].logprobs = (-0.1,)
+    assert stored_and_read(tree).nodes[2].logprobs == (-0.1,) and stored_and_read(tree).nodes[1].logprobs == (short,)
 
 
 def small_tree():

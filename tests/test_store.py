@@ -9,22 +9,22 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tree_columns import columns
 from treepref.engines.base import generate
 from treepref.engines.scripted import ScriptedEngine
 from treepref.errors import StoreError
 from treepref.runs import codec, run_folder
 from treepref.runs import store as store_module
+from treepref.runs.codec import digest_tree
 from treepref.runs.landing import new_folder
 from treepref.runs.run_folder import land_file, mount_type
 from treepref.runs.store import Store
 from treepref.search.base import solution_tokens
 from treepref.search.mcts import Mcts
-from treepref.search.tree import digest_tree, tree_to_arrays
 from treepref.types import Completion, Cost, JournalEntry, Node, Pair, PolicyId, Problem, Request, Tree, new_tree
 
 FOUND = Completion((4, 5, 1), (-0.1, -1e-17, -2.5), "step", value=0.25)
@@ -94,42 +94,17 @@ def test_an_absent_value_is_not_a_nan() -> None:
     assert reward is None and prefix is None
 
 
-@given(
-    st.dictionaries(
-        st.text(max_size=5),
-        st.tuples(
-            st.sampled_from(["bool", "int8", "uint16", "int32", "int64", "float32", "float64", ">i4"]),
-            st.lists(st.integers(0, 3), max_size=3),
-        ),
-        max_size=4,
-    )
-)
-def test_arrays_round_trip_with_dtype_and_shape(specs) -> None:
-    rng = np.random.default_rng(0)
-    arrays = {name: (rng.random(shape) * 100).astype(dtype) for name, (dtype, shape) in specs.items()}
-    back, meta = codec.unpack(codec.pack(arrays, {"a": [1, "é"]}))
-    assert meta == {"a": [1, "é"]}
-    assert list(back) == list(arrays)
-    for name, array in arrays.items():
-        assert back[name].dtype == array.dtype.newbyteorder("<") and back[name].shape == array.shape
-        assert np.array_equal(back[name], array)
-
-
-def test_objects_and_texts_are_refused() -> None:
-    for array in (np.array([{}], dtype=object), np.array(["a"])):
-        with pytest.raises(TypeError, match="'x'"):
-            codec.pack({"x": array})
-
-
 @given(st.data())
 @settings(max_examples=60)
 def test_damaged_blobs_are_errors(data) -> None:
-    blob = codec.pack({"x": np.arange(400)})
+    blob = codec.pack_tree(searched("a"))
     short = blob[: data.draw(st.integers(0, len(blob) - 1))]
     with pytest.raises(ValueError, match="damaged"):
-        codec.unpack(short)
+        codec.unpack_tree(short)
     with pytest.raises(ValueError, match="damaged"):
-        codec.unpack(b"PK" + blob)
+        codec.unpack_tree(b"PK" + blob)
+    with pytest.raises(ValueError, match="damaged"):
+        codec.unpack_expansion(blob)
 
 
 # -- rows
@@ -144,8 +119,7 @@ def test_trees_come_back_whole_by_key_with_their_counts(store: Store) -> None:
     for tree in back:
         original = trees[tree.key]
         assert tree.problem_id == tree.key.upper() and tree.policy == "p2"
-        for name, array in tree_to_arrays(original).items():
-            assert np.array_equal(array, tree_to_arrays(tree)[name], equal_nan=array.dtype.kind == "f")
+        assert repr(columns(tree)) == repr(columns(original))
     for row in store.tree_rows("s"):
         rewards = [n.reward for n in trees[row.key].nodes if n.terminal]
         assert (row.right, row.wrong) == (rewards.count(1.0), rewards.count(-1.0))

@@ -1,159 +1,236 @@
-"""Numpy arrays, completions and trees to bytes and back, exactly. No pickle: reading a blob never runs code.
+"""Trees and expansions to bytes and back, exactly, and a tree's digest. Reading a blob never runs code.
 
-A blob is `TPB1`, a flag byte (1: the body is zlib-compressed), the header's length, the header as JSON (a free `meta`
-object, then name, dtype and shape of each array) and the arrays' bytes, little-endian. Floats are kept as float64, so
-that what was recorded comes back to the last bit. This file knows no database, no file and no rule of any search.
+A blob is `TPB2`, a flag byte (1: the body is zlib-compressed) and the body: msgpack of the structures below, checked
+field by field when it is read. Columns of floats stand as float32 where that loses nothing (an engine's log-probs
+usually are float32), else as float64. This file knows no database, no file and no rule of any search.
 """
 
 from __future__ import annotations
 
-import json
-import math
+import hashlib
 import struct
+import sys
 import zlib
-from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from array import array
+from collections.abc import Sequence
+from typing import TypeVar, get_args
 
-import numpy as np
+import msgspec
 
-from treepref.search.tree import tree_from_arrays, tree_to_arrays
-from treepref.types import Completion, Finish, Tree
+from treepref.types import Completion, Finish, Node, PolicyId, Tree
 
-MAGIC = b"TPB1"
+MAGIC = b"TPB2"
 COMPRESSED = 1
 _COMPRESS_ABOVE = 256
 """Bytes below which zlib gains nothing."""
-_HEAD = struct.Struct("<4sBI")
-_DTYPES = frozenset(f"<{kind}{size}" for kind, sizes in {"i": "248", "u": "248", "f": "248"}.items() for size in sizes)
-_ALLOWED = _DTYPES | {"|i1", "|u1", "|b1"}
-_FINISHES: tuple[str, ...] = get_args(Finish)
+FINISHES: tuple[Finish, ...] = get_args(Finish)
+"""A digest names how a node ended by its position here."""
+Tokens = tuple[int, ...]
+Floats = bytes
+"""b"f" or b"d", then the numbers, little-endian."""
+Body = TypeVar("Body", bound=msgspec.Struct)
 
 
-def pack(arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any] | None = None) -> bytes:
-    """Named number arrays of any shape, and a JSON-able `meta`, as one blob. Raises TypeError for other dtypes."""
-    entries, parts = [], []
-    for name, given in arrays.items():
-        array = np.asarray(given)
-        array = array.astype(array.dtype.newbyteorder("<"), copy=False)
-        if array.dtype.str not in _ALLOWED:
-            raise TypeError(f"array {name!r} has dtype {array.dtype}: only booleans, integers and floats are stored")
-        entries.append([name, array.dtype.str, list(array.shape)])
-        parts.append(array.tobytes())
-    header = json.dumps({"meta": dict(meta or {}), "arrays": entries}, separators=(",", ":")).encode()
-    body, flags = b"".join(parts), 0
-    if len(body) > _COMPRESS_ABOVE:
-        smaller = zlib.compress(body, level=1)
-        if len(smaller) < len(body):
-            body, flags = smaller, COMPRESSED
-    return _HEAD.pack(MAGIC, flags, len(header)) + header + body
+class _Sample(msgspec.Struct, array_like=True, frozen=True):
+    """A completion and its reward."""
+
+    tokens: Tokens
+    logprobs: Floats
+    finish: Finish
+    behaviour: Floats | None
+    forced: tuple[bool, ...] | None
+    value: float | None
+    choice_probs: tuple[float, ...] | None
+    score: float | None
+    reward: float | None
 
 
-def unpack(blob: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Arrays and meta of a blob that `pack` made. Raises ValueError where the bytes are damaged."""
-    try:
-        magic, flags, size = _HEAD.unpack_from(blob)
-        if magic != MAGIC:
-            raise ValueError("it does not begin with the mark of a treepref blob")
-        start = _HEAD.size + size
-        header = json.loads(blob[_HEAD.size : start])
-        body = zlib.decompress(blob[start:]) if flags & COMPRESSED else blob[start:]
-        arrays, offset = {}, 0
-        for name, dtype, shape in header["arrays"]:
-            if dtype not in _ALLOWED:
-                raise ValueError(f"array {name!r} claims the dtype {dtype!r}")
-            count = math.prod(shape)
-            arrays[name] = np.frombuffer(body, dtype=dtype, count=count, offset=offset).reshape(shape)
-            offset += count * np.dtype(dtype).itemsize
-        if offset != len(body):
-            raise ValueError(f"{len(body) - offset} bytes are left over")
-        return arrays, header["meta"]
-    except (ValueError, KeyError, TypeError, struct.error, zlib.error) as error:
-        raise ValueError(f"a stored blob of {len(blob)} bytes is damaged: {error}") from error
+class _Expansion(msgspec.Struct, array_like=True, frozen=True):
+    samples: tuple[_Sample, ...]
+    prefix_value: float | None
 
 
-def _ragged(rows: Sequence[Sequence[Any] | None], dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """Rows end to end, and their lengths; −1 is the length of an absent row."""
-    lengths = np.array([-1 if row is None else len(row) for row in rows], dtype="<i4")
-    return np.array([item for row in rows if row is not None for item in row], dtype=dtype), lengths
+class _Node(msgspec.Struct, array_like=True, frozen=True):
+    """A step. What follows from the others is not stored: depth, children, exhausted; nor what is pending."""
+
+    parent: int
+    """Index of the parent, which comes before; −1: the root."""
+    tokens: Tokens
+    logprobs: Floats
+    finish: Finish
+    samples: int
+    visits: int
+    total: float
+    prior: float
+    value: float | None
+    confidence: float | None
+    reward: float | None
+    terminal: bool
+    expanded: bool
+    behaviour: Floats | None
+    forced: tuple[bool, ...] | None
 
 
-def _rows(flat: np.ndarray, lengths: np.ndarray) -> list[tuple[Any, ...] | None]:
-    items, rows, start = flat.tolist(), [], 0
-    for length in lengths.tolist():
-        if length < 0:
-            rows.append(None)
-            continue
-        rows.append(tuple(items[start : start + length]))
-        start += length
-    return rows
+class _Tree(msgspec.Struct, array_like=True, frozen=True):
+    key: str
+    problem_id: str
+    policy: str
+    prompt: Tokens
+    q_range: tuple[float, float]
+    simulations: int
+    failed: int
+    nodes: tuple[_Node, ...]
 
 
-def _optional(values: Sequence[float | None]) -> tuple[np.ndarray, np.ndarray]:
-    """Floats (0 where absent), and which of them are there: NaN stays a value of its own."""
-    return (
-        np.array([0.0 if value is None else value for value in values], dtype="<f8"),
-        np.array([value is not None for value in values], dtype="|b1"),
-    )
-
-
-def _optionals(values: np.ndarray, there: np.ndarray) -> list[float | None]:
-    return [value if known else None for value, known in zip(values.tolist(), there.tolist(), strict=True)]
+# ---------------------------------------------------------------------------------------------------- expansions
 
 
 def pack_expansion(
     completions: Sequence[Completion], rewards: Sequence[float | None], prefix_value: float | None
 ) -> bytes:
-    """What one expansion brought, as a blob. Floats are cast to float64, which holds any Python float exactly."""
+    """What one expansion brought, as a blob."""
     if len(rewards) != len(completions):
         raise ValueError(f"{len(completions)} completions have {len(rewards)} rewards")
-    arrays: dict[str, np.ndarray] = {}
-    arrays["tokens"], arrays["tokens_n"] = _ragged([c.tokens for c in completions], "<i4")
-    arrays["logprobs"], arrays["logprobs_n"] = _ragged([c.logprobs for c in completions], "<f8")
-    arrays["behaviour"], arrays["behaviour_n"] = _ragged([c.behaviour for c in completions], "<f8")
-    arrays["forced"], arrays["forced_n"] = _ragged([c.forced for c in completions], "|b1")
-    arrays["finish"] = np.array([_FINISHES.index(c.finish) for c in completions], dtype="|u1")
-    arrays["value"], arrays["value_there"] = _optional([c.value for c in completions])
-    arrays["reward"], arrays["reward_there"] = _optional(rewards)
-    arrays["prefix"], arrays["prefix_there"] = _optional([prefix_value])
-    if any(c.choice_probs is not None for c in completions):
-        arrays["choice"], arrays["choice_n"] = _ragged([c.choice_probs for c in completions], "<f8")
-    if any(c.score is not None for c in completions):
-        arrays["score"], arrays["score_there"] = _optional([c.score for c in completions])
-    return pack(arrays)
+    samples = tuple(
+        _Sample(
+            c.tokens, _pack_floats(c.logprobs), c.finish, None if c.behaviour is None else _pack_floats(c.behaviour),
+            c.forced, c.value, c.choice_probs, c.score, reward,
+        )
+        for c, reward in zip(completions, rewards, strict=True)
+    )  # fmt: skip
+    return _pack(_Expansion(samples, prefix_value))
 
 
 def unpack_expansion(blob: bytes) -> tuple[tuple[Completion, ...], tuple[float | None, ...], float | None]:
-    """Completions, rewards and the prefix's value, as `pack_expansion` was given them."""
-    a, _ = unpack(blob)
-    finishes = a["finish"].tolist()
+    """Completions, rewards and the prefix's value, as `pack_expansion` was given them.
+
+    Raises ValueError where the bytes are damaged.
+    """
+    found = _unpack(blob, _Expansion)
     completions = tuple(
-        Completion(tokens or (), logprobs or (), _FINISHES[finish], behaviour, forced, value, choice, score)  # type: ignore[arg-type]
-        for tokens, logprobs, finish, behaviour, forced, value, choice, score in zip(
-            _rows(a["tokens"], a["tokens_n"]),
-            _rows(a["logprobs"], a["logprobs_n"]),
-            finishes,
-            _rows(a["behaviour"], a["behaviour_n"]),
-            _rows(a["forced"], a["forced_n"]),
-            _optionals(a["value"], a["value_there"]),
-            _rows(a["choice"], a["choice_n"])
-            if "choice" in a
-            else [None] * len(finishes),  # absent where none was asked
-            _optionals(a["score"], a["score_there"]) if "score" in a else [None] * len(finishes),
-            strict=True,
+        Completion(
+            s.tokens, _floats(s.logprobs, s.tokens), s.finish,
+            None if s.behaviour is None else _floats(s.behaviour, s.tokens), s.forced, s.value, s.choice_probs, s.score,
         )
-    )
-    (prefix_value,) = _optionals(a["prefix"], a["prefix_there"])
-    return completions, tuple(_optionals(a["reward"], a["reward_there"])), prefix_value
+        for s in found.samples
+    )  # fmt: skip
+    return completions, tuple(s.reward for s in found.samples), found.prefix_value
+
+
+# ---------------------------------------------------------------------------------------------------- trees
 
 
 def pack_tree(tree: Tree) -> bytes:
-    """A tree as a blob (`search.tree.tree_to_arrays`; its texts go into the header)."""
-    arrays = tree_to_arrays(tree)
-    texts = {name: str(array) for name, array in arrays.items() if array.dtype.kind == "U"}
-    return pack({name: array for name, array in arrays.items() if name not in texts}, texts)
+    """A tree as a blob. What is in flight below its nodes is not kept: it is asked again."""
+    nodes = tuple(
+        _Node(
+            -1 if n.parent is None else n.parent.index, n.tokens, _pack_floats(n.logprobs), n.finish, n.samples,
+            n.visits, n.total, n.prior, n.value, n.confidence, n.reward, n.terminal, n.expanded,
+            None if n.behaviour is None else _pack_floats(n.behaviour), n.forced,
+        )
+        for n in tree.nodes
+    )  # fmt: skip
+    whole = _Tree(
+        tree.key, tree.problem_id, tree.policy, tree.prompt, tree.q_range, tree.simulations, tree.failed, nodes
+    )
+    return _pack(whole)
 
 
 def unpack_tree(blob: bytes) -> Tree:
-    """The tree that `pack_tree` was given, exactly."""
-    arrays, texts = unpack(blob)
-    return tree_from_arrays({**arrays, **texts})
+    """The tree that `pack_tree` was given, exactly. Raises ValueError where the bytes are damaged."""
+    found = _unpack(blob, _Tree)
+    nodes: list[Node] = []
+    for index, stored in enumerate(found.nodes):
+        if not -1 <= stored.parent < index or (stored.parent < 0) != (index == 0):
+            raise ValueError(f"node {index} stands below node {stored.parent}")
+        nodes.append(_node(index, stored, nodes[stored.parent] if index else None))
+    if not nodes:
+        raise ValueError("the tree has no root")
+    for node in reversed(nodes):  # children come after their parent
+        node.exhausted = node.terminal or (node.expanded and all(child.exhausted for child in node.children))
+    return Tree(
+        key=found.key, problem_id=found.problem_id, prompt=found.prompt, policy=PolicyId(found.policy), nodes=nodes,
+        q_range=found.q_range, simulations=found.simulations, failed=found.failed,
+    )  # fmt: skip
+
+
+def _node(index: int, stored: _Node, parent: Node | None) -> Node:
+    node = Node(
+        index=index, parent=parent, tokens=stored.tokens, logprobs=_floats(stored.logprobs, stored.tokens),
+        behaviour=None if stored.behaviour is None else _floats(stored.behaviour, stored.tokens), forced=stored.forced,
+        finish=stored.finish, depth=0 if parent is None else parent.depth + 1, samples=stored.samples,
+        visits=stored.visits, total=stored.total, prior=stored.prior, value=stored.value, confidence=stored.confidence,
+        reward=stored.reward, terminal=stored.terminal, expanded=stored.expanded,
+    )  # fmt: skip
+    if parent is not None:
+        parent.children.append(node)  # children stand in the order of creation, as in the original
+    return node
+
+
+def digest_tree(tree: Tree) -> bytes:
+    """32 bytes that change with any token id, outcome or count, and with no float, whose last bits may differ."""
+    digest = hashlib.blake2b(digest_size=32)
+    for text in (tree.key, tree.problem_id, tree.policy):
+        encoded = text.encode()
+        _hash_integers(digest, [len(encoded)])
+        digest.update(encoded)
+    _hash_integers(digest, [tree.simulations, tree.failed, len(tree.prompt), *tree.prompt])
+    for n in tree.nodes:
+        right_or_wrong = 0 if n.reward is None else 1 if n.reward > 0 else 2
+        parent = -1 if n.parent is None else n.parent.index
+        counts = [parent, FINISHES.index(n.finish), right_or_wrong, n.visits, n.samples, n.terminal, n.expanded]
+        _hash_integers(digest, [*counts, len(n.tokens), *n.tokens])
+    return digest.digest()
+
+
+def _hash_integers(digest: hashlib.blake2b, integers: Sequence[int]) -> None:
+    digest.update(struct.pack(f"<{len(integers)}q", *integers))  # one byte order on every machine
+
+
+# ---------------------------------------------------------------------------------------------------- bytes
+
+
+def _pack(body: msgspec.Struct) -> bytes:
+    encoded, flags = msgspec.msgpack.encode(body), 0
+    if len(encoded) > _COMPRESS_ABOVE:
+        smaller = zlib.compress(encoded, level=1)
+        if len(smaller) < len(encoded):
+            encoded, flags = smaller, COMPRESSED
+    return MAGIC + bytes([flags]) + encoded
+
+
+def _unpack(blob: bytes, kind: type[Body]) -> Body:
+    try:
+        if blob[: len(MAGIC)] != MAGIC:
+            raise ValueError("it does not begin with the mark of a treepref blob")
+        body = blob[len(MAGIC) + 1 :]
+        return msgspec.msgpack.decode(zlib.decompress(body) if blob[len(MAGIC)] & COMPRESSED else body, type=kind)
+    except (ValueError, IndexError, msgspec.MsgspecError, zlib.error) as error:
+        raise ValueError(f"a stored blob of {len(blob)} bytes is damaged: {error}") from error
+
+
+def _pack_floats(values: Sequence[float]) -> Floats:
+    short, exact = array("f"), array("d", values)
+    try:
+        short = array("f", values)
+        fits = all(a == b or (a != a and b != b) for a, b in zip(short, exact, strict=True))
+    except OverflowError:
+        fits = False
+    kept = short if fits else exact
+    if sys.byteorder == "big":
+        kept.byteswap()
+    return kept.typecode.encode() + kept.tobytes()
+
+
+def _floats(stored: Floats, tokens: Tokens) -> tuple[float, ...]:
+    """The numbers, one a token. Raises ValueError where they are not that many."""
+    kind = stored[:1].decode("latin-1")
+    if kind not in ("f", "d"):
+        raise ValueError("a column of floats is of another kind")
+    found = array(kind)
+    found.frombytes(stored[1:])
+    if sys.byteorder == "big":
+        found.byteswap()
+    if len(found) != len(tokens):
+        raise ValueError(f"{len(tokens)} tokens have {len(found)} numbers")
+    return tuple(found)

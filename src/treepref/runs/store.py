@@ -24,10 +24,10 @@ from typing import Any
 from treepref.errors import StoreError
 from treepref.runs import codec
 from treepref.runs.landing import clear, fresh_folder
+from treepref.runs.migrate import OLDEST, migrate
 from treepref.runs.run_folder import RunLock, disk_errors, refuse_foreign, refuse_network, sqlite_errors
 from treepref.runs.schema import SCHEMA, TABLES, connect_to_read, connect_to_write
 from treepref.runs.stage import Stage
-from treepref.search.tree import digest_tree
 from treepref.types import Cost, JournalEntry, Pair, PolicyId, Problem, Tree
 
 sqlite3.register_adapter(Stage, str)
@@ -143,12 +143,20 @@ class Store:
                     self._db.execute(statement)
                 self.set_meta("schema", SCHEMA)
         found = self.meta("schema")
-        if found != SCHEMA:
+        if found == SCHEMA:
+            return
+        if not isinstance(found, int) or not OLDEST <= found < SCHEMA:
             age = "newer" if isinstance(found, int) and found > SCHEMA else "other"
             raise StoreError(
                 f"{self.folder}/run.db has schema {found}, made by a {age} version of treepref (this one reads "
-                f"{SCHEMA}): use that version, or choose another --out"
+                f"{OLDEST} to {SCHEMA}): use that version, or choose another --out"
             )
+        with sqlite_errors(self.folder), self.sound(f"what schema {found} holds"):
+            if self.read_only:  # the file stays as it is
+                self._db, old = sqlite3.connect(":memory:", isolation_level=None), self._db
+                with contextlib.closing(old):
+                    old.backup(self._db)
+            migrate(self._db, found)
 
     def __enter__(self) -> Store:
         return self
@@ -292,7 +300,7 @@ class Store:
                     tree.key,
                     tree.problem_id,
                     tree.policy,
-                    digest_tree(tree).hex(),
+                    codec.digest_tree(tree).hex(),
                     right,
                     len(rewards) - right,
                 )

@@ -1,26 +1,21 @@
-"""Operations on a tree that every search shares: grow, exhaust, measure, snapshot, digest.
+"""Operations on a tree that every search shares: grow, exhaust, measure.
 
 Knows what a node holds, not which node is chosen next nor how returns are backed up.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, get_args
-
-import numpy as np
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 from treepref.errors import ModelError, TreeprefError
 from treepref.search.base import Expansion, node_path, path_nodes
 from treepref.search.rules import FAILED, Prior, leaf_value, mean_logprob
-from treepref.types import Completion, Finish, Join, Node, Tree
+from treepref.types import Completion, Join, Node, Tree
 
-FINISHES: tuple[Finish, ...] = get_args(Finish)
-"""A node's finish is stored as its position here."""
 SURE = 1 - 1e-6
 """A value nearer to ±1 than this counts as this where its log-odds are asked for."""
 
@@ -247,137 +242,3 @@ def check_value(value: float | None, where: str) -> None:
     """Refuse a V that is NaN or outside [-1, 1] with a ModelError."""
     if value is not None and not -1.0 <= value <= 1.0:
         raise ModelError(f"{where}: value {value} is outside [-1, 1]; is the value head read through tanh?")
-
-
-# ------------------------------------------------------------------------------------------ snapshot and digest
-
-
-def tree_to_arrays(tree: Tree) -> dict[str, np.ndarray]:
-    """A compact, exact snapshot: one column a field, tokens of all nodes end to end.
-
-    Shapes: nodes N, tokens of all nodes T (`offsets` (N+1,) cuts them), prompt (P,), the rest scalars or pairs. Missing
-    values, confidences and rewards are NaN. `behaviour` and `forced` hold only the nodes that have them, end to end.
-    `confidence` is there only where a node has one. Every array saves without pickle, and its `tolist()` is plain JSON
-    but for NaN. `pending` is not stored: what was in flight at a snapshot is asked again.
-    """
-    nodes = tree.nodes
-    integers: dict[str, list[int]] = {
-        "parent": [-1 if n.parent is None else n.parent.index for n in nodes],
-        "visits": [n.visits for n in nodes],
-        "samples": [n.samples for n in nodes],
-        "tokens": [token for n in nodes for token in n.tokens],
-        "offsets": [0, *np.cumsum([len(n.tokens) for n in nodes]).tolist()],
-        "prompt": list(tree.prompt),
-    }
-    numbers: dict[str, list[float]] = {
-        "logprobs": [x for n in nodes for x in n.logprobs],
-        "behaviour": [x for n in nodes if n.behaviour is not None for x in n.behaviour],
-        "total": [n.total for n in nodes],
-        "prior": [n.prior for n in nodes],
-        "value": [math.nan if n.value is None else n.value for n in nodes],
-        "reward": [math.nan if n.reward is None else n.reward for n in nodes],
-    }
-    if any(n.confidence is not None for n in nodes):
-        numbers["confidence"] = [math.nan if n.confidence is None else n.confidence for n in nodes]
-    flags: dict[str, list[bool]] = {
-        "has_behaviour": [n.behaviour is not None for n in nodes],
-        "has_forced": [n.forced is not None for n in nodes],
-        "forced": [x for n in nodes if n.forced is not None for x in n.forced],
-        "terminal": [n.terminal for n in nodes],
-        "expanded": [n.expanded for n in nodes],
-    }
-    return {
-        "key": np.array(tree.key),
-        "problem_id": np.array(tree.problem_id),
-        "policy": np.array(tree.policy),
-        "simulations": np.array(tree.simulations, np.int64),
-        "failed": np.array(tree.failed, np.int64),
-        "q_range": np.array(tree.q_range, np.float64),
-        "finish": np.array([FINISHES.index(n.finish) for n in nodes], np.int8),
-        **{name: np.array(column, np.int32) for name, column in integers.items()},
-        **{name: _floats(column) for name, column in numbers.items()},
-        **{name: np.array(column, np.bool_) for name, column in flags.items()},
-    }
-
-
-def tree_from_arrays(arrays: Mapping[str, Any]) -> Tree:
-    """The tree of a snapshot, exactly; takes arrays or the lists that JSON gives back."""
-    columns = {name: np.asarray(array).tolist() for name, array in arrays.items()}
-    offsets = columns["offsets"]
-    behaviour, forced = iter(columns["behaviour"]), iter(columns["forced"])
-    confidence = columns.get("confidence") or [math.nan] * len(columns["parent"])
-    nodes: list[Node] = []
-    for i, parent_index in enumerate(columns["parent"]):
-        start, end = offsets[i], offsets[i + 1]
-        parent = None if parent_index < 0 else nodes[parent_index]
-        node = Node(
-            index=i,
-            parent=parent,
-            tokens=tuple(columns["tokens"][start:end]),
-            logprobs=tuple(columns["logprobs"][start:end]),
-            behaviour=_take(behaviour, end - start) if columns["has_behaviour"][i] else None,
-            forced=_take(forced, end - start) if columns["has_forced"][i] else None,
-            finish=FINISHES[columns["finish"][i]],
-            depth=0 if parent is None else parent.depth + 1,
-            samples=columns["samples"][i],
-            visits=columns["visits"][i],
-            total=columns["total"][i],
-            prior=columns["prior"][i],
-            value=_or_none(columns["value"][i]),
-            confidence=_or_none(confidence[i]),
-            reward=_or_none(columns["reward"][i]),
-            terminal=columns["terminal"][i],
-            expanded=columns["expanded"][i],
-        )
-        if parent is not None:
-            parent.children.append(node)  # children stand in the order of creation, as in the original
-        nodes.append(node)
-    for node in reversed(nodes):  # children come after their parent
-        node.exhausted = node.terminal or (node.expanded and all(child.exhausted for child in node.children))
-    low, high = columns["q_range"]
-    return Tree(
-        key=columns["key"],
-        problem_id=columns["problem_id"],
-        prompt=tuple(columns["prompt"]),
-        policy=columns["policy"],
-        nodes=nodes,
-        q_range=(low, high),
-        simulations=columns["simulations"],
-        failed=columns["failed"],
-    )
-
-
-def digest_tree(tree: Tree) -> bytes:
-    """32 bytes that change with any token id, outcome or count, and with no float, whose last bits may differ."""
-    digest = hashlib.blake2b(digest_size=32)
-    for text in (tree.key, tree.problem_id, tree.policy):
-        encoded = text.encode()
-        _hash_integers(digest, [len(encoded)])
-        digest.update(encoded)
-    _hash_integers(digest, [tree.simulations, tree.failed, len(tree.prompt), *tree.prompt])
-    for n in tree.nodes:
-        right_or_wrong = 0 if n.reward is None else 1 if n.reward > 0 else 2
-        parent = -1 if n.parent is None else n.parent.index
-        counts = [parent, FINISHES.index(n.finish), right_or_wrong, n.visits, n.samples, n.terminal, n.expanded]
-        _hash_integers(digest, [*counts, len(n.tokens), *n.tokens])
-    return digest.digest()
-
-
-def _hash_integers(digest: hashlib.blake2b, integers: Sequence[int]) -> None:
-    digest.update(np.array(integers, "<i8").tobytes())  # one byte order on every machine
-
-
-def _floats(column: list[float]) -> np.ndarray:
-    """float32 where that loses nothing (an engine's log-probs usually are float32), else float64."""
-    exact = np.array(column, np.float64)
-    with np.errstate(over="ignore"):
-        short = exact.astype(np.float32)
-    return short if np.array_equal(short.astype(np.float64), exact, equal_nan=True) else exact
-
-
-def _take(values: Iterator[Any], n: int) -> tuple[Any, ...]:
-    return tuple(next(values) for _ in range(n))
-
-
-def _or_none(number: float | None) -> float | None:
-    return None if number is None or math.isnan(number) else number
