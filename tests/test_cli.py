@@ -111,6 +111,7 @@ def loop(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     stand_in = types.ModuleType("treepref.loops.run")
     stand_in.run = lambda loaded, out: calls.append((loaded.recipe.name, loaded.recipe.rounds, out))
     stand_in.run_stage = lambda out, stage, round: calls.append((out, stage, round))
+    stand_in.report_run = lambda out: calls.append(("report", out))
     monkeypatch.setitem(sys.modules, "treepref.loops.run", stand_in)
     monkeypatch.setattr("treepref.loops.run", stand_in, raising=False)
     return calls
@@ -139,7 +140,7 @@ def test_stages_pass_their_name_and_round(loop: list[tuple], tmp_path: Path) -> 
     output("sft", run)
     output("report", run)
     expected = [(tmp_path, stage, round) for stage in ("search", "pairs", "train", "eval") for round in (2, None)]
-    assert loop == [*expected, (tmp_path, "sft", None), (tmp_path, "report", None)]
+    assert loop == [*expected, (tmp_path, "sft", None), ("report", tmp_path)]
 
 
 def test_ctrl_c_stops_with_130_and_says_how_to_go_on(tmp_path: Path) -> None:

@@ -110,3 +110,11 @@ def test_commands_read_an_old_run(tmp_path: Path) -> None:
 )
 def test_policies_get_their_names(stage: str, number: int, method: str, name: str) -> None:
     assert policy_name(stage, number, method) == name
+
+
+@pytest.mark.parametrize("method", golden_runs.METHODS)
+def test_an_old_run_is_reported_to_the_byte(method: str, tmp_path: Path) -> None:
+    run = unpack(method, tmp_path / "run")
+    done = treepref_command("report", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (run / "results.json").read_bytes() == lzma.decompress((OLD / f"{method}.results.json.xz").read_bytes())

@@ -13,8 +13,8 @@ from small_runs import copy_model, run_command
 from treepref import progress
 from treepref.config import TaskConfig
 from treepref.errors import CheckerError, RecipeError
+from treepref.loops.run import report_run
 from treepref.loops.run import run as run_recipe
-from treepref.loops.run import run_stage
 from treepref.loops.session import Session
 from treepref.loops.summary import counted_events
 from treepref.loops.unchecked import failure_counts, note_failure, take_back
@@ -298,4 +298,4 @@ def test_a_failure_belongs_to_the_stage_that_asked(monkeypatch: pytest.MonkeyPat
 def test_the_report_needs_no_checker() -> None:
     with pytest.raises(RecipeError):
         run(write_checker("raise KeyError(text)"))
-    run_stage(RUN, "report", None)
+    report_run(RUN)

@@ -10,7 +10,8 @@ from test_report import NASTY, Page, node, printed, synthetic_report, synthetic_
 from treepref.config import EvalConfig
 from treepref.evaluation import decoding
 from treepref.evaluation.scores import JudgedNode, Solution, round_summary, self_evaluation_quality, tool_use
-from treepref.loops.summary import judged_nodes, text_pieces, training_steps, unfinished_stages
+from treepref.loops.searches import judged_nodes, text_pieces
+from treepref.loops.summary import training_steps, unfinished_stages
 from treepref.models.tiny import build_tiny_tokenizer
 from treepref.report import html, plots, table
 from treepref.report.tree_view import MAX_TEXT, clip_pieces, tree_view

@@ -16,8 +16,8 @@ from treepref.errors import BudgetError, TooFewPairs
 from treepref.evaluation.comparison import RoundScores, RunScores, compare_runs
 from treepref.evaluation.scores import Samples, Solution, results_document, round_summary, sampled_scores, single_scores
 from treepref.loops import svpo
+from treepref.loops.run import report_run
 from treepref.loops.run import run as run_recipe
-from treepref.loops.run import run_stage
 from treepref.recipes.reading import load_recipe
 from treepref.report import html, table
 from treepref.report.compare import accuracy_grid
@@ -205,7 +205,7 @@ def test_a_run_that_reads_nothing_says_so_in_its_error_and_on_its_page(capsys: p
     page = words()
     assert "It stopped:" in page and "see task.answer" in page and "Not finished: round-1/pairs" in page
     assert (RUN / "report.html").read_text().count('<details class="tree"') == 10, "unsolved trees are drawn"
-    run_stage(RUN, "report", None)
+    report_run(RUN)
     assert words() == page, "the report says the same at any later time"
 
 
@@ -262,5 +262,5 @@ def test_ctrl_c_in_the_search_leaves_a_page_with_the_trees_so_far(monkeypatch: p
 def test_a_report_of_nothing_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     with Store(RUN) as store:
         store.set_meta("recipe", load_recipe("quickstart", SMALL).recipe.model_dump(mode="json"))
-    run_stage(RUN, "report", None)
+    report_run(RUN)
     assert "nothing to report" in capsys.readouterr().out and not (RUN / "report.html").exists()

@@ -141,8 +141,12 @@ def evaluate(run_dir: RunArg, round: RoundOption = None, quiet: QuietOption = Fa
 
 @app.command()
 def report(run_dir: RunArg, quiet: QuietOption = False) -> None:
-    """Stage: write results.json and report.html from what the run has stored."""
-    _stage(run_dir, "report", None, quiet)
+    """Write results.json and report.html from what the run has stored, also while it goes on."""
+    _refuse_missing(run_dir)
+    _quieten(quiet)
+    from treepref.loops.run import report_run
+
+    report_run(run_dir)
 
 
 @app.command()
@@ -241,14 +245,18 @@ def recipes(
 
 
 def _stage(run_dir: Path, stage: str, round: int | None, quiet: bool) -> None:
-    if not run_dir.is_dir():
-        raise TreeprefError(
-            f"{run_dir}: there is no such run directory; `treepref run RECIPE --out {run_dir}` makes one"
-        )
+    _refuse_missing(run_dir)
     _quieten(quiet)
     from treepref.loops.run import run_stage
 
     run_stage(run_dir, stage, round)
+
+
+def _refuse_missing(run_dir: Path) -> None:
+    if not run_dir.is_dir():
+        raise TreeprefError(
+            f"{run_dir}: there is no such run directory; `treepref run RECIPE --out {run_dir}` makes one"
+        )
 
 
 def _quieten(quiet: bool) -> None:

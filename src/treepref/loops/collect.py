@@ -233,7 +233,7 @@ def make_pairs(
             store.finish_stage(stage, asdict(stats))
     if stats.paired < config.min_problems:
         outcome = "Nothing was trained: so few would fit noise."
-        read = search_reading(session, Stage(round, "search"))
+        read = search_reading(session.view, Stage(round, "search"))
         raise TooFewPairs(advice(stats, read, config.min_problems, round, outcome, keys))
 
 

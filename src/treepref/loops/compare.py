@@ -29,11 +29,13 @@ from treepref.evaluation.scores import (
     single_scores,
 )
 from treepref.loops.stored import stored_solutions
+from treepref.loops.text import find_tokenizer
 from treepref.report.compare import comparison_markdown, print_comparison, write_comparison
 from treepref.runs.landing import new_file
 from treepref.runs.run_folder import disk_errors
 from treepref.runs.stage import Stage
 from treepref.runs.store import Store
+from treepref.runs.view import open_view
 
 _ASIDE = ("seed", "engine", "budget")
 """Sections of a recipe that make no other recipe of it."""
@@ -115,8 +117,8 @@ def read_run(folder: Path, name: str | None = None) -> RunScores:
 
     Raises StoreError where the folder holds no run, or none with an evaluated round.
     """
-    with Store(folder, read_only=True) as store:
-        recipe = store.meta("recipe")
+    with open_view(folder, find_tokenizer) as view:
+        store, recipe = view.store, view.store.meta("recipe")  # of another version, too: compared as it stands
         if not isinstance(recipe, dict):
             raise StoreError(f"{folder} holds no recipe: it is no run")
         keys = {p.id: f"{p.id} {_content(p.text, p.answer)}" for p in store.problems("eval")}

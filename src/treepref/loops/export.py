@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from treepref.errors import StoreError
-from treepref.recipes.stored import stored_recipe
 from treepref.runs.landing import new_file
 from treepref.runs.stage import Stage
 from treepref.runs.store import Store
+from treepref.runs.view import open_view
 from treepref.training.pairs import visit_smoothing
 from treepref.types import Pair, Tree
 
@@ -140,18 +140,13 @@ def export_run(run: Path, out_file: Path, *, round: int | None = None) -> tuple[
     Raises ModelError where no tokenizer can be loaded, StoreError where it is not the one that the run was made with,
     or where `out_file` is there and holds no such rows.
     """
-    from treepref.loops.policies import Policies
-    from treepref.models.policy import load_tokenizer  # torch, which rows of pairs do not need
+    from treepref.loops.text import find_tokenizer  # torch, which rows of pairs do not need
 
-    with Store(run, read_only=True) as store:
-        recipe = stored_recipe(store)
-        if recipe is None:
-            raise StoreError(f"{run} holds no recipe: start it with `treepref run`")
+    with open_view(run, find_tokenizer) as view:
+        _ = view.recipe  # before the file is looked at: a folder that is no run is the first thing to say
         _refuse_foreign(out_file)
-        path, commit = Policies(store, recipe).tokenizer()
-        tokenizer = load_tokenizer(path, revision=commit)
-        eos = tokenizer.eos_token
-        written = export_trl(store, out_file, text_decoder(tokenizer), round=round, eos=eos)
+        eos = view.tokenizer.eos_token
+        written = export_trl(view.store, out_file, text_decoder(view.tokenizer), round=round, eos=eos)
         return written, written.warning(eos) if eos else None
 
 

@@ -308,7 +308,7 @@ class _Round:
         self.session.working_on = Stage(self.round, "pairs")
         self.store.put_pairs(self.round, self.found.pairs)
         wanted = self.session.recipe.pairs.min_problems
-        read = search_reading(self.session, self.search_stage)
+        read = search_reading(self.session.view, self.search_stage)
         raise TooFewPairs(collect.advice(self.found.stats, read, wanted, self.round, outcome))
 
 

@@ -7,7 +7,7 @@ what each stage's command does in a round; and `order`, what each stands on. Not
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -15,8 +15,10 @@ from treepref.errors import TreeprefError
 from treepref.loops.order import Order, check_sequence, check_stage
 from treepref.loops.session import Session
 from treepref.loops.summary import report, unfinished_stages
+from treepref.loops.text import find_tokenizer
 from treepref.recipes.reading import LoadedRecipe
 from treepref.runs.stage import Stage
+from treepref.runs.view import open_view
 
 StageCommand = Callable[[Session, int], None]
 """What a stage's command does in a round."""
@@ -41,13 +43,12 @@ def run_stage(out: Path, stage: str, round: int | None) -> None:
         stages = _stages(session.recipe.method)
         if stage not in stages:
             raise TreeprefError(f"{session.recipe.method} has no stage {stage}; it has {', '.join(stages)}")
-        if stage != "report":
-            round = _next_round(session, stage) if round is None else round
-            check_stage(session, _order(session), stage, round)
-            session.policies.check_all()
-            session.note_reader()
-        with nullcontext() if stage == "report" else stops_noted(session):
-            stages[stage](session, round or 0)
+        round = _next_round(session, stage) if round is None else round
+        check_stage(session, _order(session), stage, round)
+        session.policies.check_all()
+        session.note_reader()
+        with stops_noted(session):
+            stages[stage](session, round)
 
 
 def _run(session: Session) -> None:
@@ -60,9 +61,9 @@ def _run(session: Session) -> None:
                 _algorithm(session.recipe.method)(session)
         except BaseException:
             with suppress(TreeprefError):  # what stopped the run is what must be told
-                report(session)
+                report(session.view)
             raise
-        report(session)
+        report(session.view)
 
 
 @contextmanager
@@ -94,8 +95,11 @@ def _told(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _report(session: Session) -> None:
-    if report(session) is None:
+def report_run(out: Path) -> None:
+    """Write the report of a run from what it has stored so far, also while it goes on. Raises StoreError."""
+    with open_view(out, find_tokenizer) as view:
+        found = report(view)
+    if found is None:
         print("nothing was searched, evaluated or trained yet: there is nothing to report")
 
 
@@ -109,8 +113,7 @@ def _order(session: Session) -> Order:
 
 
 def _stages(method: str) -> dict[str, StageCommand]:
-    own: dict[str, StageCommand] = import_module(f"treepref.loops.{method}").STAGES
-    return own | {"report": lambda session, round: _report(session)}
+    return import_module(f"treepref.loops.{method}").STAGES
 
 
 def _next_round(session: Session, stage: str) -> int:

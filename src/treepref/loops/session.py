@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -22,21 +21,18 @@ from treepref.errors import BudgetError, DataError, EngineError, StoreError
 from treepref.loops.answers import Answers
 from treepref.loops.policies import Policies, begun
 from treepref.loops.serving import Serving
-from treepref.loops.text import Text
-from treepref.models.policy import load_tokenizer
+from treepref.loops.text import Text, find_tokenizer
 from treepref.recipes.reading import LoadedRecipe, check_resume, dump_recipe
-from treepref.recipes.stored import stored_recipe
 from treepref.runs.budget import Budget
 from treepref.runs.run_folder import disk_errors, land_file
 from treepref.runs.stage import Stage
 from treepref.runs.store import Store
+from treepref.runs.stored_recipe import stored_recipe
+from treepref.runs.view import RunView
 from treepref.tasks.loading import load_splits
 from treepref.tasks.task import Task, load_task
 from treepref.training.checkpoints import remove_checkpoints
 from treepref.types import Cost, Problem
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 READER = 2
 """Which rules read answers; a run keeps the number that it began with. Raise it where a change reads them otherwise."""
@@ -65,7 +61,8 @@ class Session:
                 torch.set_num_threads(self.recipe.engine.threads)
             self.task: Task = load_task(self.recipe.task)
             self._store_problems()
-            self.text = Text(self.recipe.task, self.task, self._load_tokenizer)
+            self.view = RunView(self.store, lambda *_: self.text.tokenizer)
+            self.text = Text(self.recipe.task, self.task, lambda: find_tokenizer(self.store, self.recipe))
             self.answers = Answers(self.store, self.task, self.text)
             self.serving = Serving(self.store, self.recipe, self.policies, self.text)
             for part in (self.text, self.answers, self.serving):
@@ -141,10 +138,6 @@ class Session:
                     "comparable: start anew with another --out, or compare only what is read from here on"
                 )
                 self.store.event("run", "warning", said)
-
-    def _load_tokenizer(self) -> PreTrainedTokenizerBase:
-        path, commit = self.policies.tokenizer()
-        return load_tokenizer(path, revision=commit)
 
     # -- stages and limits
 

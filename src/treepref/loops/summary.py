@@ -1,6 +1,6 @@
 """The report stage: what the run has stored as results.json, a table, and report.html.
 
-Reads the store alone and may run at any time; what is not there yet is left out.
+Reads the run alone, also while another process goes on with it; what is not there yet is left out.
 """
 
 from __future__ import annotations
@@ -12,54 +12,52 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase
 
-from treepref.evaluation.scores import JudgedNode, inference_of, results_document, self_evaluation_quality
-from treepref.loops.reading import evaluation_reading, problem_of, search_summary
-from treepref.loops.session import Session
+from treepref.evaluation.scores import inference_of, results_document
+from treepref.loops.reading import evaluation_reading
+from treepref.loops.searches import SearchFound, read_searches, search_summary
 from treepref.loops.stored import stored_summary
 from treepref.loops.unchecked import failure_counts
 from treepref.loops.values import FIRST
-from treepref.models.text import decode
 from treepref.report.data import ReportData
 from treepref.report.html import write_report
 from treepref.report.table import print_results
-from treepref.runs.run_folder import disk_errors, land_file
+from treepref.runs.run_folder import land_file, report_scratch
 from treepref.runs.stage import Stage
-from treepref.runs.store import Store, TreeRow
-from treepref.types import Cost, Node, Pair, Tree
+from treepref.runs.store import Store
+from treepref.runs.view import RunView
+from treepref.types import Cost
 
-DRAWN_TREES = 10
 
-
-def report(session: Session, console: Console | None = None) -> Path | None:
+def report(view: RunView, console: Console | None = None) -> Path | None:
     """Write results.json and report.html and print the table; the page's path.
 
     None, and nothing is written, where nothing was searched, evaluated or trained yet.
     """
-    store = session.store
+    store = view.store
     if not (store.costs() or any(stage.status == "done" for stage in store.stages())):
         return None
-    readings = list(greedy_readings(session))
-    results = results_of(session, readings)
-    scratch = store.scratch("results") / "results.json"
-    with disk_errors(session.out):
-        scratch.write_text(json.dumps(results, indent=1), encoding="utf-8")
-    land_file(scratch, session.out / "results.json")
+    readings = list(greedy_readings(view))
+    searches = read_searches(view)
+    results = results_of(view, readings, searches)
+    with report_scratch(view.folder) as scratch:
+        part = scratch / "results.json"
+        part.write_text(json.dumps(results, indent=1), encoding="utf-8")
+        land_file(part, view.folder / "results.json")
     readings += search_readings(results["search"])
     data = ReportData(
-        recipe=session.recipe.model_dump(mode="json"),
+        recipe=view.recipe.model_dump(mode="json"),
         results=results,
         steps=training_steps(store),
-        pair_stats=[{"round": r} | _pair_info(store, r) for r in _rounds(session)],
-        trees=list(drawn_trees(session)),
+        pair_stats=[{"round": r} | _pair_info(store, r) for r in _rounds(view)],
+        trees=[tree for found in reversed(searches) for tree in found.drawn],
         events=counted_events(store),
         unfinished=[f"{name}{_progress(store, name)}" for name in unfinished_stages(store)],
         stopped=results["stopped"],
         readings=readings,
     )
-    page = write_report(data, session.store.scratch("report") / "report.html")
-    path = land_file(page, session.out / "report.html")  # from the scratch folder, where a kill leaves nothing for good
+    with report_scratch(view.folder) as scratch:
+        path = land_file(write_report(data, scratch / "report.html"), view.folder / "report.html")
     console = console or Console()
     print_results(
         results,
@@ -73,39 +71,38 @@ def report(session: Session, console: Console | None = None) -> Path | None:
     return path
 
 
-def results_of(session: Session, readings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """results.json as it stands; `readings` are those of `greedy_readings`."""
-    recipe, store = session.recipe, session.store
+def results_of(view: RunView, readings: Sequence[Mapping[str, Any]], searches: Sequence[SearchFound]) -> dict[str, Any]:
+    """results.json as it stands; `readings` are those of `greedy_readings`, `searches` of `read_searches`."""
+    recipe, store = view.recipe, view.store
     found = (stored_summary(store, k) for k in range(recipe.rounds + 1))
     costs, problems = store.costs(), store.count_problems("eval")
     examples = {reading["round"]: reading["examples"] for reading in readings}
     rounds: list[Mapping[str, Any]] = [
         summary
         | {"examples": examples.get(summary["round"], [])}
-        | {"self_evaluation": self_evaluation(session, summary["round"])}
+        | {"self_evaluation": self_evaluation(searches, summary["round"])}
         | {"fit": value_fit(store, summary["round"])}
         | _inference(summary, costs, problems)
         for summary in found
         if summary is not None
     ]
-    searches = (search_summary(session, stage) for stage in search_stages(session))
     errors = [event.message for event in store.events() if event.level == "error"]
     return results_document(
         recipe.model_dump(mode="json"),
         recipe.seed,
         rounds,
-        session.spent(),
+        view.store.cost(),
         costs,
-        search=[found for found in searches if found is not None],
+        search=[search_summary(view.store, found) for found in searches],
         unfinished=unfinished_stages(store),
         stopped=errors[-1] if errors else None,
     )
 
 
-def greedy_readings(session: Session) -> Iterator[dict[str, Any]]:
+def greedy_readings(view: RunView) -> Iterator[dict[str, Any]]:
     """What was read of every round's greedy solutions, also of an evaluation that is not finished."""
-    for round in range(session.recipe.rounds + 1):
-        found = evaluation_reading(session, Stage(round, "eval", "greedy"))
+    for round in range(view.recipe.rounds + 1):
+        found = evaluation_reading(view, Stage(round, "eval", "greedy"))
         if found.total:
             yield {"round": round, "title": f"Round {round}, greedy", "search": False} | found.as_dict()
 
@@ -141,11 +138,6 @@ def value_fit(store: Store, round: int) -> dict[str, Any] | None:
     return None if stage is None else stage.info.get("fit")
 
 
-def search_stages(session: Session) -> list[Stage]:
-    """Stages that grow trees, in order."""
-    return [Stage(r, name) for r in range(1, session.recipe.rounds + 1) for name in ("search", "labels")]
-
-
 def _progress(store: Store, stage: str) -> str:
     """How far an unfinished stage has come, in brackets; nothing where it does not count."""
     name = stage.partition("/")[2]
@@ -167,40 +159,9 @@ def _inference(summary: Mapping[str, Any], costs: Mapping[str, Cost], problems: 
     return {"inference": asdict(found) | {"flops_per_problem": per_problem}}
 
 
-def self_evaluation(session: Session, round: int) -> dict[str, Any] | None:
+def self_evaluation(searches: Sequence[SearchFound], round: int) -> dict[str, Any] | None:
     """How good C was in the search of a round; None where it was not asked."""
-    if session.recipe.search.self_evaluation is None:
-        return None
-    ends: list[JudgedNode] = []
-    steps: list[JudgedNode] = []
-    for tree in session.store.trees(Stage(round, "search")):
-        found = judged_nodes(tree)
-        ends += found[0]
-        steps += found[1]
-    return self_evaluation_quality(ends, steps)
-
-
-def judged_nodes(tree: Tree) -> tuple[list[JudgedNode], list[JudgedNode]]:
-    """(finished solutions, steps before the end) that have both a C and an outcome.
-
-    A step's outcome is the mean reward of the finished solutions below it, each counted once however often it was
-    visited: visits follow the search's own preferences, and C among them.
-    """
-    total: dict[int, float] = {}
-    count: dict[int, int] = {}
-    for end in tree.nodes:
-        if end.terminal and end.reward is not None:
-            node: Node | None = end
-            while node is not None:
-                total[node.index] = total.get(node.index, 0.0) + end.reward
-                count[node.index] = count.get(node.index, 0) + 1
-                node = node.parent
-    ends, steps = [], []
-    for node in tree.nodes:
-        if node.confidence is not None and node.index in count:
-            judged = JudgedNode(tree.problem_id, node.confidence, total[node.index] / count[node.index])
-            (ends if node.terminal else steps).append(judged)
-    return ends, steps
+    return next((found.self_evaluation for found in searches if found.stage == Stage(round, "search")), None)
 
 
 def unfinished_stages(store: Store) -> list[str]:
@@ -209,83 +170,10 @@ def unfinished_stages(store: Store) -> list[str]:
     return [name for name in running if not any(other.startswith(f"{name}/") for other in running)]
 
 
-def drawn_trees(session: Session) -> Iterator[dict[str, Any]]:
-    """Up to ten trees as plain data, the last round's first: those with most pairs, then mixed ones, then those without
-    a right solution, then the others."""
-    left, tokenizer = DRAWN_TREES, None
-    for stage in reversed(search_stages(session)):
-        if not left:
-            return
-        by_tree: dict[str, list[Pair]] = {}
-        for pair in session.store.pairs(stage.round) if stage.name == "search" else ():
-            by_tree.setdefault(pair.tree, []).append(pair)
-
-        def rank(row: TreeRow, pairs: Mapping[str, Sequence[Pair]] = by_tree) -> tuple[int, bool, bool, str]:
-            return -len(pairs.get(row.key, ())), not row.mixed, row.right > 0, row.key
-
-        for row in sorted(session.store.tree_rows(stage), key=rank)[:left]:
-            tree, problem = session.store.tree(stage, row.key), problem_of(session, row.problem_id)
-            if tree is not None and problem is not None:
-                left, tokenizer = left - 1, tokenizer or session.text.tokenizer
-                drawn = plain_tree(tree, by_tree.get(row.key, []), tokenizer)
-                facts = {
-                    "question": problem.text,
-                    "answer": problem.answer,
-                    "problem_id": problem.id,
-                    "round": stage.round,
-                }
-                yield drawn | facts
-
-
-def plain_tree(tree: Tree, pairs: list[Pair], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """A tree and its pairs with decoded steps."""
-    nodes = [
-        {
-            "id": node.index,
-            "parent": None if node.parent is None else node.parent.index,
-            "text": decode(tokenizer, node.tokens).strip("\n"),
-            "pieces": text_pieces(node, tokenizer),
-            "q": node.q,
-            "visits": node.visits,
-            "value": node.value,
-            "confidence": node.confidence,
-            "prior": node.prior,
-            "reward": node.reward,
-            "terminal": node.terminal,
-            "finish": node.finish,
-        }
-        for node in tree.nodes
-    ]
-    sides = [
-        {"winner": list(p.winner), "loser": list(p.loser), "q_winner": p.q_winner, "q_loser": p.q_loser} for p in pairs
-    ]
-    return {"nodes": nodes, "pairs": sides, "q_range": list(tree.q_range)}
-
-
-def text_pieces(node: Node, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, bool]] | None:
-    """A step's text cut where tokens that a tool forced begin and end, each piece with whether it was forced.
-
-    None where none was. The pieces together are the decoded step; a character that spans a cut goes to the piece
-    that completes it.
-    """
-    if not node.forced or not any(node.forced):
-        return None
-    text, start, pieces = decode(tokenizer, node.tokens), 0, []
-    for i, forced in enumerate(node.forced):
-        last = i + 1 == len(node.tokens)
-        if not last and node.forced[i + 1] == forced:
-            continue
-        # Half a character decodes to U+FFFD.
-        end = len(text) if last else len(decode(tokenizer, node.tokens[: i + 1]).rstrip("\ufffd"))
-        pieces.append((text[start:end], forced))
-        start = max(start, end)
-    return pieces
-
-
-def _rounds(session: Session) -> list[int]:
+def _rounds(view: RunView) -> list[int]:
     """Rounds that have preferences."""
-    store = session.store
-    rounds = range(1, session.recipe.rounds + 1)
+    store = view.store
+    rounds = range(1, view.recipe.rounds + 1)
     return [r for r in rounds if store.stage_done(Stage(r, "pairs")) or store.count_pairs(r)]
 
 

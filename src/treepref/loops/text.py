@@ -6,8 +6,11 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from treepref.config import TaskConfig
+from treepref.config import Recipe, TaskConfig
+from treepref.loops.policies import Policies
+from treepref.models.policy import load_tokenizer
 from treepref.models.text import decode, encode_prompt
+from treepref.runs.store import Store
 from treepref.tasks.task import Task
 from treepref.tools import Tool, load_tool
 from treepref.tools.masks import forced_mask
@@ -15,6 +18,12 @@ from treepref.types import Question
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+def find_tokenizer(store: Store, recipe: Recipe) -> PreTrainedTokenizerBase:
+    """The tokenizer that the run's policies share. Raises StoreError where its folders hold none any more."""
+    path, commit = Policies(store, recipe).tokenizer()
+    return load_tokenizer(path, revision=commit)
 
 
 class Text:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from treepref.errors import StoreError
-from treepref.runs.landing import MARK, move_file
+from treepref.runs.landing import MARK, clear, fresh_folder, move_file
 
 NETWORK_FILE_SYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "ncpfs", "afs", "davfs", "vboxsf", "prl_fs", "fuse.sshfs", "fuse.s3fs"}
@@ -203,3 +203,38 @@ def land_file(tmp: Path, final: Path) -> Path:
         final.parent.mkdir(parents=True, exist_ok=True)
         move_file(tmp, final)
     return final
+
+
+@contextlib.contextmanager
+def report_scratch(folder: Path) -> Iterator[Path]:
+    """A folder for what a report builds before it lands, in a run that another process may hold.
+
+    It bears this process's number, so two reports keep apart and whoever opens the run knows whether it is in use. What
+    a killed one left goes when the run is opened next. Raises StoreError where the disk refuses.
+    """
+    with disk_errors(folder):
+        scratch = fresh_folder(folder / "scratch", f"report-{os.getpid()}")
+        try:
+            yield scratch
+        finally:
+            clear(scratch)
+
+
+def sweep_scratch(folder: Path) -> None:
+    """Remove what killed attempts left in `scratch`; reports that are being written stay."""
+    for path in (folder / "scratch").iterdir() if (folder / "scratch").is_dir() else ():
+        if not _being_written(path.name):
+            clear(path)
+
+
+def _being_written(name: str) -> bool:
+    found = re.fullmatch(r"report-(\d+)", name)
+    if found is None or int(found[1]) == os.getpid():
+        return False
+    try:
+        os.kill(int(found[1]), 0)
+    except PermissionError:  # somebody else's
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True

@@ -23,9 +23,9 @@ from typing import Any
 
 from treepref.errors import StoreError
 from treepref.runs import codec
-from treepref.runs.landing import clear, fresh_folder
+from treepref.runs.landing import fresh_folder
 from treepref.runs.migrate import OLDEST, migrate
-from treepref.runs.run_folder import RunLock, disk_errors, refuse_foreign, refuse_network, sqlite_errors
+from treepref.runs.run_folder import RunLock, disk_errors, refuse_foreign, refuse_network, sqlite_errors, sweep_scratch
 from treepref.runs.schema import SCHEMA, TABLES, connect_to_read, connect_to_write
 from treepref.runs.stage import Stage
 from treepref.types import Cost, JournalEntry, Pair, PolicyId, Problem, Tree
@@ -122,16 +122,10 @@ class Store:
                     self._db = connect_to_write(path, durable)
             self._check_schema()
             if not read_only:
-                self._sweep()
+                sweep_scratch(self.folder)
         except BaseException:
             self.close()
             raise
-
-    def _sweep(self) -> None:
-        """Remove what killed attempts left in `scratch`."""
-        if (self.folder / "scratch").is_dir():
-            for folder in (self.folder / "scratch").iterdir():
-                clear(folder)
 
     def _check_schema(self) -> None:
         tables = {name for (name,) in self._all("SELECT name FROM sqlite_master WHERE type = 'table'")}
