@@ -40,6 +40,7 @@ from treepref.engines.base import generate
 from treepref.engines.torch_engine import TorchEngine
 from treepref.models.policy import Policy, clone_policy, load_policy
 from treepref.search.base import solution_tokens
+from treepref.search.limits import Limits
 from treepref.search.mcts import Mcts
 from treepref.types import Request, Tree, new_tree
 
@@ -96,9 +97,10 @@ def grow(engine: TorchEngine, prompts: Sequence[tuple[int, ...]], setting: Setti
 
 def mcts(setting: Setting) -> Mcts:
     return Mcts(
-        simulations=setting.simulations, children=setting.children, max_depth=setting.simulations + 1,
-        max_step_tokens=setting.step_tokens, delimiter=FIXED,
-    )  # fmt: skip
+        simulations=setting.simulations,
+        children=setting.children,
+        limits=Limits(max_depth=setting.simulations + 1, max_step_tokens=setting.step_tokens, delimiter=FIXED),
+    )
 
 
 def expansions(trees: Sequence[Tree], setting: Setting) -> Work:

@@ -25,6 +25,7 @@ from treepref.driver import Job, drive
 from treepref.runs.codec import digest_tree
 from treepref.runs.store import JournalEntry, Store
 from treepref.search.base import Expansion, node_path
+from treepref.search.limits import Limits
 from treepref.search.mcts import Mcts
 from treepref.types import Completion, Cost, Tree, new_tree
 
@@ -35,7 +36,7 @@ Told = tuple[Expansion, list[Completion]]
 
 
 def mcts(simulations: int = SIMULATIONS) -> Mcts:
-    return Mcts(simulations=simulations, children=CHILDREN, max_depth=8, max_step_tokens=64)
+    return Mcts(simulations=simulations, children=CHILDREN, limits=Limits(max_depth=8, max_step_tokens=64))
 
 
 def growing(tree: Tree, number: int) -> Iterator[Told]:
@@ -179,7 +180,7 @@ def journal_cost(folder: Path, model: str, questions: int, threads: int) -> dict
     torch.set_num_threads(threads)
     policy = load_policy(model, device="cpu")
     engine = TorchEngine(policy, max_rows=64)
-    search = Mcts(simulations=4, children=CHILDREN, max_depth=8, max_step_tokens=48)
+    search = Mcts(simulations=4, children=CHILDREN, limits=Limits(max_depth=8, max_step_tokens=48))
     with Store(folder) as store:
         journal = TimedJournal(store.journal(STAGE, 0))
         jobs = [

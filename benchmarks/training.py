@@ -42,6 +42,7 @@ from treepref.driver import Job, drive
 from treepref.engines.torch_engine import TorchEngine
 from treepref.models.policy import UNTRAINED, Policy, load_policy
 from treepref.runs.codec import pack_tree, unpack_tree
+from treepref.search.limits import Limits
 from treepref.search.mcts import Mcts
 from treepref.training.examples import Example, ExampleNode, ExamplePair, attach_reference, example_from_tree
 from treepref.training.forward import model_scorer
@@ -394,9 +395,12 @@ def main() -> None:
     policy = load_policy(UNTRAINED if options.quick else options.model, device="cpu")
     policy.value_head = None
     search = Mcts(
-        simulations=8 if options.quick else options.simulations, children=5, max_depth=6, delimiter=".",
-        max_step_tokens=6 if options.quick else 32, max_context=policy.max_context,
-    )  # fmt: skip
+        simulations=8 if options.quick else options.simulations,
+        children=5,
+        limits=Limits(
+            max_depth=6, delimiter=".", max_step_tokens=6 if options.quick else 32, max_context=policy.max_context
+        ),
+    )
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "trees" if options.trees is None else options.trees
         trees = searched(folder, policy, 2 if options.quick else options.questions, search)

@@ -20,6 +20,7 @@ from typing import Any
 from common import alternate, finish, parser, rss_mb, runs_of, same
 from treepref.driver import Job, drive
 from treepref.engines.base import Engine
+from treepref.search.limits import Limits
 from treepref.search.mcts import Mcts
 from treepref.search.rules import backup_mean
 from treepref.search.tree import tree_size
@@ -55,7 +56,7 @@ def copied(completion: Completion) -> Completion:
 def grow(nodes: int, marks: Sequence[int]) -> list[dict[str, float]]:
     """One tree to `nodes` nodes; at each mark the speed since the last one, memory, and how deep leaves lie."""
     pool, tree = step_pool(), new_tree("bench", "bench", range(100))
-    search = Mcts(simulations=nodes, children=CHILDREN, max_depth=10**6, max_step_tokens=64)
+    search = Mcts(simulations=nodes, children=CHILDREN, limits=Limits(max_depth=10**6, max_step_tokens=64))
     found: list[dict[str, float]] = []
     before, started, spent, depth = rss_mb(), time.perf_counter(), 0.0, 0
     last_simulations = 0
@@ -113,7 +114,12 @@ def grow_ours(simulations: int) -> list[int]:
     """Parents by order of creation."""
     tree = new_tree("bench", "bench", (1,))
     search = Mcts(
-        simulations=simulations, children=CHILDREN, max_depth=10**6, c=math.sqrt(2), score=uct, backup=backup_children
+        simulations=simulations,
+        children=CHILDREN,
+        c=math.sqrt(2),
+        score=uct,
+        backup=backup_children,
+        limits=Limits(max_depth=10**6),
     )
     while expansions := search.ask(tree):
         (expansion,) = expansions
@@ -189,7 +195,9 @@ def real_search(model: str, questions: int, simulations: int, threads: int) -> d
     prompts = prompts_of(policy.tokenizer, questions)
     engine = Timed(TorchEngine(policy, max_rows=64), ["submit", "poll"])
     search = Timed(
-        Mcts(simulations=simulations, children=CHILDREN, max_depth=8, max_step_tokens=48, max_context=2048),
+        Mcts(
+            simulations=simulations, children=CHILDREN, limits=Limits(max_depth=8, max_step_tokens=48, max_context=2048)
+        ),
         ["ask", "tell", "done"],
     )
     trees: list[Tree] = []
@@ -235,7 +243,9 @@ class Instant:
 
 def driver_cost(trees: int, simulations: int) -> dict[str, float]:
     """Microseconds an expansion that the driver and the tree take, many small trees at once."""
-    search = Timed(Mcts(simulations=simulations, children=CHILDREN, max_depth=8), ["ask", "tell", "done"])
+    search = Timed(
+        Mcts(simulations=simulations, children=CHILDREN, limits=Limits(max_depth=8)), ["ask", "tell", "done"]
+    )
     engine: Engine = Instant()  # type: ignore[assignment]
     jobs = (Job(new_tree(f"t{i}", f"t{i}", range(100)), search, lambda *_: 1.0) for i in range(trees))
     started = time.perf_counter()

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from treepref.driver import Job, drive
 from treepref.engines.scripted import ScriptedEngine
 from treepref.runs.store import Store
+from treepref.search.limits import Limits
 from treepref.search.mcts import Mcts
 from treepref.types import BASE, Tree, new_tree
 
@@ -19,7 +20,7 @@ TREES = 60
 
 def main(folder: str) -> None:
     engine = ScriptedEngine(batch=4, shuffle=os.getpid())  # results come in another order in every life
-    search = Mcts(simulations=12, children=3, max_depth=5, leaves_in_flight=2, max_step_tokens=12)
+    search = Mcts(simulations=12, children=3, leaves_in_flight=2, limits=Limits(max_depth=5, max_step_tokens=12))
 
     def judge(tree: Tree, solution: tuple[int, ...]) -> float:
         return engine.world.reward(tree.prompt + solution)

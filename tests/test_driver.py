@@ -15,13 +15,14 @@ from treepref.engines.scripted import ScriptedEngine
 from treepref.runs.codec import digest_tree
 from treepref.runs.store import Store
 from treepref.search.base import Expansion, node_path
+from treepref.search.limits import Limits
 from treepref.search.mcts import Mcts
 from treepref.search.sampling import Sampling
 from treepref.tools.base import Forced
 from treepref.types import Choice, Completion, Cost, Request, Result, Tree, new_tree
 
 WORLD = ScriptedEngine().world
-SEARCH = Mcts(simulations=8, children=3, max_depth=4, max_step_tokens=12, leaves_in_flight=3)
+SEARCH = Mcts(simulations=8, children=3, leaves_in_flight=3, limits=Limits(max_depth=4, max_step_tokens=12))
 
 
 def judge(tree: Tree, solution: tuple[int, ...]) -> float:
@@ -226,7 +227,7 @@ def test_a_prefix_that_fills_the_context_is_set_aside_not_sent() -> None:
 
 
 def test_a_prompt_that_a_search_declines_is_reported() -> None:
-    search = Sampling(n=2, max_context=8)
+    search = Sampling(n=2, limits=Limits(max_context=8, max_tokens=512))
     done, report = run([Job(new_tree("a", "a", (5,) * 8), search, judge)], ScriptedEngine(max_context=8))
     assert list(done) == ["a"]
     assert report.messages == ["problem a: nothing was searched: its prompt fills the context"]
@@ -324,7 +325,7 @@ def test_entries_of_another_prompt_seed_or_setting_are_not_replayed(tmp_path: Pa
         run(make_jobs(2), ScriptedEngine(), journal=store.journal("s", 0))
         cases: list[tuple[list[Job], int]] = [
             (make_jobs(2), 1),
-            (make_jobs(2, replace(SEARCH, temperature=0.5)), 0),
+            (make_jobs(2, replace(SEARCH, limits=replace(SEARCH.limits, temperature=0.5))), 0),
             ([Job(new_tree("p0", "p0", (9, 9, 1)), SEARCH, judge)], 0),
         ]
         for jobs, seed in cases:
@@ -461,7 +462,7 @@ def test_two_thousand_trees_pass_through_constant_memory(tmp_path: Path) -> None
         gc.collect()  # nodes and their parents refer to each other
         return sum(isinstance(thing, Tree) for thing in gc.get_objects())
 
-    most, before, search = 0, live(), Mcts(simulations=2, children=2, max_depth=2, max_step_tokens=6)
+    most, before, search = 0, live(), Mcts(simulations=2, children=2, limits=Limits(max_depth=2, max_step_tokens=6))
 
     def jobs() -> Iterator[Job]:
         nonlocal most

@@ -17,6 +17,7 @@ from treepref.engines.kernels import SMALLEST, PackedLinear, pack
 from treepref.engines.torch_engine import TorchEngine
 from treepref.errors import ModelError
 from treepref.models.policy import clone_policy, load_policy, merged_state_dict
+from treepref.search.limits import Limits
 from treepref.search.mcts import Mcts
 from treepref.training.examples import attach_reference, example_from_tree
 from treepref.training.forward import model_scorer
@@ -195,7 +196,7 @@ def test_large_logits_reuse_their_memory_and_are_the_same(wide_policy, monkeypat
 def searched(policy, precision):
     engine = TorchEngine(clone_policy(policy), max_rows=16, weights=precision)
     trees: list = []
-    search = Mcts(simulations=3, children=4, max_depth=6, max_step_tokens=8)
+    search = Mcts(simulations=3, children=4, limits=Limits(max_depth=6, max_step_tokens=8))
     job = Job(new_tree("t", "t", policy.tokenizer("1 + 2 =")["input_ids"]), search, lambda *_: 1.0)
     drive([job], engine, run_seed=0, trees_in_flight=1, journal=None, on_done=lambda job: trees.append(job.tree))
     return trees[0], engine

@@ -20,6 +20,7 @@ from treepref.models.policy import Policy, clone_policy, merged_state_dict
 from treepref.models.tiny import build_tiny_model, build_tiny_tokenizer
 from treepref.models.value_head import ValueHead
 from treepref.search.base import solution_tokens
+from treepref.search.limits import Limits
 from treepref.search.mcts import Mcts
 from treepref.training.examples import Example, attach_reference, example_from_tree
 from treepref.training.forward import Scores, model_scorer, score
@@ -54,9 +55,17 @@ def prompts(count: int, longest: int = 14, seed: int = 3) -> list[tuple[int, ...
 def search(engine: TorchEngine, count: int, temperature: float = 0.9, top_p: float = 1.0) -> list[Tree]:
     """MCTS on `count` prompts, all in flight together; a solution is right where its tokens' sum is even."""
     rules = Mcts(
-        simulations=10, children=4, temperature=temperature, top_p=top_p, max_depth=4, max_step_tokens=16,
-        max_context=engine.max_context, delimiter=DELIMITER,
-    )  # fmt: skip
+        simulations=10,
+        children=4,
+        limits=Limits(
+            temperature=temperature,
+            top_p=top_p,
+            max_depth=4,
+            max_step_tokens=16,
+            max_context=engine.max_context,
+            delimiter=DELIMITER,
+        ),
+    )
     trees: list[Tree] = []
     drive(
         (

@@ -29,6 +29,7 @@ from treepref.models.policy import Policy, load_policy
 from treepref.models.text import encode_prompt, encode_solution
 from treepref.models.value_head import ValueHead
 from treepref.search.base import solution_tokens
+from treepref.search.limits import Limits
 from treepref.search.mcts import Mcts
 from treepref.tasks.loading import load_splits
 from treepref.tasks.task import load_task
@@ -190,7 +191,9 @@ def test_probe_in_float64(policy: Policy) -> None:
 @pytest.fixture(scope="module")
 def trees(policy: Policy, prompts: list[tuple[int, ...]]) -> list[Tree]:
     """Small real searches: steps sampled at temperature 1, several trees in one batch, prefixes from the cache."""
-    rules = Mcts(simulations=6, children=4, max_depth=5, max_step_tokens=32, max_context=policy.max_context)
+    rules = Mcts(
+        simulations=6, children=4, limits=Limits(max_depth=5, max_step_tokens=32, max_context=policy.max_context)
+    )
     found: list[Tree] = []
     jobs = (
         Job(new_tree(f"p{i}", f"p{i}", prompt), rules, judge=lambda tree, tokens: -1.0)

@@ -67,9 +67,8 @@ def test_rules_follow_the_recipe_and_leave_room_for_the_question(tmp_path: Path)
         (problem, *_) = session.problems("train")
         rules = search_rules(session, 1)(problem)
     assert (rules.c, rules.length_power, rules.root_children, rules.weight) == (2.5, 0.7, 4, 0.5)
-    assert rules.max_context == session.serving.engine.max_context - len(rules.choice.suffix) - len(
-        rules.choice.after_eos
-    )
+    question = len(rules.choice.suffix) + len(rules.choice.after_eos)
+    assert rules.limits.max_context == session.serving.engine.max_context - question
     assert rules.reference == () and problem.rationale is None, "no ground truth unless asked for"
 
 

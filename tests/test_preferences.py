@@ -11,6 +11,7 @@ from treepref.config import PairConfig
 from treepref.errors import TreeprefError
 from treepref.search import Sampling
 from treepref.search.base import path_nodes, solution_tokens
+from treepref.search.limits import Limits
 from treepref.training.pairs import (
     PairStats,
     best_outcomes,
@@ -265,7 +266,7 @@ def test_paths_and_targets_of_every_tree(world, search):
 @settings(max_examples=20, deadline=None)
 @given(worlds)
 def test_whole_solutions_pair_at_the_root(world):
-    tree = played(Sampling(n=12, max_tokens=30), world)
+    tree = played(Sampling(n=12, limits=Limits(max_tokens=30)), world)
     pairs = solution_pairs(tree, PairConfig(max_per_tree=1000))
     right = sum(ch.reward == 1.0 for ch in tree.root.children)
     assert len(pairs) == right * (len(tree.root.children) - right)

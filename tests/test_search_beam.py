@@ -14,6 +14,7 @@ from treepref.engines.scripted import EOS, ScriptedEngine
 from treepref.runs.codec import digest_tree
 from treepref.search import Sampling, StepBeam
 from treepref.search.base import solution_tokens
+from treepref.search.limits import Limits
 from treepref.types import Completion, Request, new_tree
 
 
@@ -48,7 +49,7 @@ def plain_beam(world, b1, b2, max_depth, max_step_tokens, likelihood=0.0):
 @settings(max_examples=60, deadline=None)
 @given(worlds, st.integers(1, 4), st.integers(1, 4), st.integers(1, 6), st.sampled_from([0.0, 0.3, 10.0]))
 def test_agrees_with_the_plain_implementation(world, b1, b2, max_depth, likelihood):
-    search = StepBeam(b1=b1, b2=b2, likelihood=likelihood, max_depth=max_depth, max_step_tokens=9)
+    search = StepBeam(b1=b1, b2=b2, likelihood=likelihood, limits=Limits(max_depth=max_depth, max_step_tokens=9))
     tree = played(search, world, judge=False)
     leaf = search.answer(tree)
     expected = plain_beam(world, b1, b2, max_depth, 9, likelihood)
@@ -100,8 +101,8 @@ def test_a_beam_of_one_follows_the_best_step():
 @settings(max_examples=30, deadline=None)
 @given(worlds)
 def test_one_beam_at_temperature_zero_is_greedy(world):
-    greedy = Sampling(n=1, temperature=0.0, max_tokens=60)
-    beam = StepBeam(b1=1, b2=1, temperature=0.0, max_depth=60, max_step_tokens=60, max_tokens=60)
+    greedy = Sampling(n=1, limits=Limits(temperature=0.0, max_tokens=60))
+    beam = StepBeam(b1=1, b2=1, limits=Limits(temperature=0.0, max_depth=60, max_step_tokens=60, max_tokens=60))
     one, other = played(greedy, world), played(beam, world)
     a, b = greedy.answer(one), beam.answer(other)
     assert (a is None) == (b is None)
@@ -111,7 +112,7 @@ def test_one_beam_at_temperature_zero_is_greedy(world):
 @settings(max_examples=30, deadline=None)
 @given(worlds, st.integers(1, 4), st.integers(1, 3))
 def test_goes_on_from_any_snapshot(world, b1, b2):
-    search = StepBeam(b1=b1, b2=b2, max_depth=4, max_step_tokens=9)
+    search = StepBeam(b1=b1, b2=b2, limits=Limits(max_depth=4, max_step_tokens=9))
     reference = played(search, world, judge=False)
     engine, tree = ScriptedEngine(world=world), new_tree("t", "t", PROMPT)
     while expansions := search.ask(tree):
@@ -122,7 +123,7 @@ def test_goes_on_from_any_snapshot(world, b1, b2):
 
 def test_all_live_beams_are_asked_at_once_and_what_finishes_leaves():
     tree = new_tree("k", "p", PROMPT)
-    search = StepBeam(b1=3, b2=2, temperature=0.6, top_p=0.9, max_step_tokens=7)
+    search = StepBeam(b1=3, b2=2, limits=Limits(temperature=0.6, top_p=0.9, max_step_tokens=7))
     (root,) = search.ask(tree)
     assert (root.n, root.temperature, root.top_p, root.max_tokens, root.want_value) == (6, 0.6, 0.9, 7, True)
     assert search.ask(tree) == []
@@ -178,19 +179,19 @@ def test_an_unfinished_search_has_no_answer():
     def endless(prefix, seed, request):
         return Completion((2 + seed % 2, 1), (-1.0, -1.0), "step", value=0.5)
 
-    search = StepBeam(b1=2, b2=2, max_depth=3)
+    search = StepBeam(b1=2, b2=2, limits=Limits(max_depth=3))
     tree = play(search, new_tree("k", "p", PROMPT), ScriptedEngine(endless))
     assert search.answer(tree) is None
     assert max(n.depth for n in tree.nodes) == 3
 
 
-@pytest.mark.parametrize("wrong", [{"b1": 0}, {"b2": 0}, {"max_depth": 0}, {"delimiter": ""}, {"likelihood": -0.1}])
+@pytest.mark.parametrize("wrong", [{"b1": 0}, {"b2": 0}, {"likelihood": -0.1}])
 def test_impossible_constants_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         StepBeam(**{"b1": 1, "b2": 1, **wrong})
 
 
 def test_a_prompt_that_fills_the_context_is_done_at_once():
-    search = StepBeam(b1=1, b2=1, max_context=len(PROMPT))
+    search = StepBeam(b1=1, b2=1, limits=Limits(max_context=len(PROMPT)))
     tree = new_tree("k", "p", PROMPT)
     assert search.done(tree) and search.ask(tree) == []

@@ -21,6 +21,7 @@ from treepref.errors import ModelError
 from treepref.runs.codec import digest_tree
 from treepref.search.base import path_nodes, solution_tokens
 from treepref.search.episodes import EpisodeMcts
+from treepref.search.limits import Limits
 from treepref.search.rules import (
     backup_values,
     length_prior,
@@ -80,14 +81,16 @@ def random_episodes(seed):
         root_children=draw.choice([None, 1, 6]),
         c=draw.choice([0.0, 1.0, 5.0]),
         length_power=draw.choice([0.0, 0.5, 1.0, 1.25]),
-        temperature=draw.choice([0.6, 1.0]),
-        max_depth=draw.randint(1, 6),
-        max_step_tokens=draw.randint(2, 12),
-        max_tokens=draw.choice([None, 8, 20]),
         seed=seed,
         weight=draw.choice([0.0, 0.5, 1.0]) if asked else 0.0,
         choice=CHOICE if asked else None,
         reward=draw.choice([reward_gain, reward_of_state]),
+        limits=Limits(
+            temperature=draw.choice([0.6, 1.0]),
+            max_depth=draw.randint(1, 6),
+            max_step_tokens=draw.randint(2, 12),
+            max_tokens=draw.choice([None, 8, 20]),
+        ),
     )
 
 
@@ -130,7 +133,13 @@ def test_tree_worked_out_by_hand():
     Priors are π / |a| of two-token steps: p² / 2.
     """
     search = EpisodeMcts(
-        simulations=4, children=2, root_children=2, c=1.0, max_depth=3, max_step_tokens=3, weight=0.5, choice=CHOICE
+        simulations=4,
+        children=2,
+        root_children=2,
+        c=1.0,
+        weight=0.5,
+        choice=CHOICE,
+        limits=Limits(max_depth=3, max_step_tokens=3),
     )
     tree = new_tree("by-hand", "p", (9,))
 
@@ -277,9 +286,7 @@ def test_an_unvisited_outcome_does_not_steer_the_search():
     assert [ch.visits for ch in tree.root.children] == [0, 1] and tree.root.q == -1.0
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"simulations": 0}, {"leaves_in_flight": 2}, {"delimiter": ""}, {"root_children": 0}, {"weight": -1.0}]
-)
+@pytest.mark.parametrize("wrong", [{"simulations": 0}, {"root_children": 0}, {"weight": -1.0}])
 def test_impossible_constants_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         EpisodeMcts(**wrong)
@@ -288,10 +295,13 @@ def test_impossible_constants_are_refused(wrong):
 # ------------------------------------------------------------------------------------------------------ golden
 
 RECORDED = {
-    "episodes_recorded": (World(seed=11), EpisodeMcts(simulations=9, children=3, root_children=4, max_depth=5)),
+    "episodes_recorded": (
+        World(seed=11),
+        EpisodeMcts(simulations=9, children=3, root_children=4, limits=Limits(max_depth=5)),
+    ),
     "episodes_recorded_confidence": (
         World(seed=13),
-        EpisodeMcts(simulations=12, children=2, max_depth=5, c=2.0, weight=1.0, choice=CHOICE, seed=5),
+        EpisodeMcts(simulations=12, children=2, c=2.0, weight=1.0, choice=CHOICE, seed=5, limits=Limits(max_depth=5)),
     ),
 }
 
@@ -358,7 +368,7 @@ def test_root_visits_count_each_simulation_once(world, search):
     if tree.simulations < search.simulations:  # ended early: every solution of the tree was visited
         assert all(n.visits for n in tree.nodes if n.terminal) and tree.root.exhausted
     for n in tree.nodes:
-        assert n.depth <= search.max_depth
+        assert n.depth <= search.limits.max_depth
         assert n.terminal or n.expanded == bool(n.visits), "no simulation is left half way"
         assert len({ch.tokens for ch in n.children}) == len(n.children)
     expansions = [n for n in tree.nodes if n.expanded]

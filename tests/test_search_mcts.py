@@ -19,6 +19,7 @@ from treepref.runs.codec import digest_tree
 from treepref.runs.codec_1 import tree_from_columns
 from treepref.search import Mcts
 from treepref.search.base import solution_tokens
+from treepref.search.limits import Limits
 from treepref.search.rules import leaf_value, puct_alphamath
 from treepref.search.tree import ancestors
 from treepref.types import Completion, Node, Request, new_tree
@@ -85,12 +86,14 @@ def random_search(seed):
         children=draw.randint(1, 5),
         root_children=draw.choice([None, None, 1, 6]),
         c=draw.choice([0.0, 1.5, 5.0]),
-        temperature=draw.choice([0.6, 1.0, 1.0]),
-        max_depth=draw.randint(2, 6),
-        max_step_tokens=draw.randint(2, 12),
-        max_tokens=draw.choice([None, None, 8, 20]),
         leaves_in_flight=draw.randint(1, 4),
         seed=seed,
+        limits=Limits(
+            temperature=draw.choice([0.6, 1.0, 1.0]),
+            max_depth=draw.randint(2, 6),
+            max_step_tokens=draw.randint(2, 12),
+            max_tokens=draw.choice([None, None, 8, 20]),
+        ),
     )
 
 
@@ -104,7 +107,7 @@ searches = st.integers(0, 10**6).map(random_search)
 
 def test_tree_worked_out_by_hand():
     golden = json.loads((GOLDEN / "mcts_by_hand.json").read_text())
-    search = Mcts(**golden["constants"])
+    search = Mcts(**golden["constants"], limits=Limits(**golden["limits"]))
     tree = new_tree("by-hand", "p", golden["prompt"])
     for step in golden["simulations"]:
         scores = [puct_alphamath(tree.root, child, search.c) for child in tree.root.children]
@@ -132,11 +135,11 @@ def test_tree_worked_out_by_hand():
 RECORDED = {
     "mcts_recorded": (
         World(seed=11),
-        Mcts(simulations=16, children=3, temperature=0.9, max_depth=5, max_step_tokens=9),
+        Mcts(simulations=16, children=3, limits=Limits(temperature=0.9, max_depth=5, max_step_tokens=9)),
     ),
     "mcts_recorded_parallel": (
         World(seed=13),
-        Mcts(simulations=20, children=3, max_depth=4, leaves_in_flight=4, evaluate="rollout", seed=5),
+        Mcts(simulations=20, children=3, leaves_in_flight=4, evaluate="rollout", seed=5, limits=Limits(max_depth=4)),
     ),
 }
 
@@ -177,7 +180,7 @@ def test_sums_hold_in_every_tree(world, search, judge):
             assert n.total == pytest.approx(math.fsum(ch.total for ch in n.children) + own, abs=1e-9)
         assert n.pending == 0
         assert n.q is None or -1 <= n.q <= 1
-        assert n.depth <= search.max_depth
+        assert n.depth <= search.limits.max_depth
         assert n.exhausted == (n.terminal or (n.expanded and all(ch.exhausted for ch in n.children)))
         assert len({ch.tokens for ch in n.children}) == len(n.children)
     sampled = sum(n.samples for n in tree.nodes[1:])
@@ -307,7 +310,7 @@ def test_the_roots_value_comes_with_the_prompt():
 
 def test_room_in_the_context_limits_steps_and_fails_what_cannot_go_on():
     tree = new_tree("k", "p", PROMPT)
-    search = Mcts(children=2, max_step_tokens=8, max_context=len(PROMPT) + 2)
+    search = Mcts(children=2, limits=Limits(max_step_tokens=8, max_context=len(PROMPT) + 2))
     (expansion,) = search.ask(tree)
     assert expansion.max_tokens == 2
     short = Completion((1,), (-0.1,), "step")
@@ -320,7 +323,7 @@ def test_room_in_the_context_limits_steps_and_fails_what_cannot_go_on():
 
 def test_a_prompt_that_fills_the_context_is_done_at_once():
     tree = new_tree("k", "p", PROMPT)
-    search = Mcts(max_context=len(PROMPT))
+    search = Mcts(limits=Limits(max_context=len(PROMPT)))
     assert search.done(tree) and search.ask(tree) == []
 
 
@@ -361,7 +364,7 @@ def test_impossible_rewards_logprobs_and_counts_are_refused():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"simulations": 0}, {"leaves_in_flight": 0}, {"delimiter": ""}, {"evaluate": "guess"}, {"root_children": 0}],
+    [{"simulations": 0}, {"leaves_in_flight": 0}, {"evaluate": "guess"}, {"root_children": 0}],
 )
 def test_impossible_constants_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
@@ -373,7 +376,7 @@ def test_impossible_constants_are_refused(wrong):
 
 def test_rollout_scores_the_leaf_and_adds_no_child():
     tree = new_tree("k", "p", PROMPT)
-    search = Mcts(simulations=5, children=2, max_depth=4, max_step_tokens=10, evaluate="rollout")
+    search = Mcts(simulations=5, children=2, evaluate="rollout", limits=Limits(max_depth=4, max_step_tokens=10))
     (rollout,) = search.ask(tree)
     assert (rollout.n, rollout.delimiter, rollout.max_tokens) == (1, None, 40)
     search.tell(tree, rollout, [step(2, finish="eos", value=-0.5)], [1.0], 0.3)
@@ -437,7 +440,7 @@ def test_a_simulation_in_a_large_tree_looks_at_one_path_alone():
                 tree.nodes.append(child)
             below += parent.children
         level = below
-    search = Mcts(simulations=1000, children=2, max_depth=50, score=counted)
+    search = Mcts(simulations=1000, children=2, score=counted, limits=Limits(max_depth=50))
     for _ in range(200):
         (expansion,) = search.ask(tree)
         search.tell(tree, expansion, [step(2), step(3)], [None, None], None)

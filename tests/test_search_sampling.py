@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from test_search_mcts import PROMPT, played, worlds
 from treepref.errors import ModelError
 from treepref.search import Sampling
+from treepref.search.limits import Limits
 from treepref.types import Completion, new_tree
 
 
@@ -18,7 +19,7 @@ def solution(token, finish="eos", value=None):
 
 def test_one_ask_for_whole_solutions():
     tree = new_tree("k", "p", PROMPT)
-    search = Sampling(n=6, temperature=0.8, top_p=0.9, max_tokens=50, max_context=20)
+    search = Sampling(n=6, limits=Limits(temperature=0.8, top_p=0.9, max_tokens=50, max_context=20))
     (expansion,) = search.ask(tree)
     assert (expansion.node, expansion.n, expansion.delimiter) == (tree.root, 6, None)
     assert (expansion.temperature, expansion.top_p, expansion.max_tokens) == (0.8, 0.9, 17)
@@ -55,7 +56,7 @@ def test_refusals():
     with pytest.raises(ValueError, match="at least 1"):
         Sampling(n=0)
     tree = new_tree("k", "p", PROMPT)
-    search = Sampling(n=1, max_context=len(PROMPT))
+    search = Sampling(n=1, limits=Limits(max_context=len(PROMPT), max_tokens=512))
     assert search.done(tree) and search.ask(tree) == []
     search = Sampling(n=1)
     (expansion,) = search.ask(tree)
@@ -66,7 +67,7 @@ def test_refusals():
 @settings(max_examples=30, deadline=None)
 @given(worlds, st.integers(1, 20))
 def test_visits_are_samples_and_q_their_mean(world, n):
-    tree = played(Sampling(n=n, max_tokens=20), world)
+    tree = played(Sampling(n=n, limits=Limits(max_tokens=20)), world)
     assert tree.root.visits == n == sum(ch.visits for ch in tree.root.children)
     assert all(ch.visits == ch.samples and ch.q in (-1.0, 1.0) for ch in tree.root.children)
     right = sum(ch.samples for ch in tree.root.children if ch.reward == 1.0)

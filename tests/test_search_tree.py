@@ -1,6 +1,9 @@
 """Growing, exhausting, snapshots and digests of trees."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 import math
 import struct
 
@@ -8,12 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import treepref.search
 from test_search_mcts import PROMPT, played, searches, worlds
 from tree_columns import columns, stored_and_read
 from treepref.errors import ModelError
 from treepref.runs.codec import digest_tree, pack_tree
 from treepref.runs.codec_1 import tree_from_columns
 from treepref.search.base import Expansion, solution_tokens
+from treepref.search.limits import Limits
 from treepref.search.rules import mean_logprob_prior
 from treepref.search.tree import (
     add_children,
@@ -22,7 +27,6 @@ from treepref.search.tree import (
     mark_exhausted,
     mark_pending,
     path_mean_logprob,
-    tokens_left,
     tree_size,
 )
 from treepref.types import Completion, Node, PolicyId, Tree, new_tree
@@ -126,15 +130,15 @@ def test_a_tell_that_nobody_asked_for_leaves_pending_alone():
     assert [n.pending for n in (tree.root, a, b)] == [0, 0, 0]
 
 
-def test_tokens_left():
+def test_room_is_what_both_limits_leave():
     tree = new_tree("k", "p", PROMPT)  # three prompt tokens
     (a,) = add_children(tree, tree.root, [sample(2, 1)], mean_logprob_prior)
     (b,) = add_children(tree, a, [sample(3, 3, 1)], mean_logprob_prior)
-    assert tokens_left(tree, b, 10, None) == 5
-    assert tokens_left(tree, b, None, 10) == 2
-    assert tokens_left(tree, b, 10, 10) == 2
-    assert tokens_left(tree, b, 4, 100) == -1
-    assert tokens_left(tree, b, None, None) > 10**9
+    assert Limits(max_tokens=10).room(tree, b) == 5
+    assert Limits(max_context=10).room(tree, b) == 2
+    assert Limits(max_tokens=10, max_context=10).room(tree, b) == 2
+    assert Limits(max_tokens=4, max_context=100).room(tree, b) == -1
+    assert Limits().room(tree, b) > 10**9
 
 
 def test_best_solution_by_value_then_likelihood_then_age():
@@ -250,3 +254,24 @@ def test_digest_sees_tokens_outcomes_and_counts_but_no_float():
     assert changed(lambda tree: setattr(tree, "prompt", (5, 3)))
     assert changed(lambda tree: setattr(tree, "key", "other"))
     assert solution_tokens(small_tree().nodes[1]) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"max_depth": 0}, {"max_step_tokens": 0}, {"max_tokens": 0}, {"delimiter": ""}],
+    ids=lambda w: next(iter(w)),
+)
+def test_impossible_limits_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Limits(**wrong)
+
+
+def test_the_search_room_is_pure():
+    """No arrays, no files, no model: what it needs of the world comes in with ask and tell."""
+    code = "import sys, treepref.search, treepref.search.episodes; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"numpy", "torch", "sqlite3", "msgspec", "pydantic", "transformers"} & set(loaded)
+    assert {name for name in loaded if name.startswith("treepref.")} <= {
+        "treepref.errors", "treepref.types", "treepref.search",
+        *(f"treepref.search.{path.stem}" for path in Path(treepref.search.__file__).parent.glob("*.py")),
+    }  # fmt: skip

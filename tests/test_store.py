@@ -24,6 +24,7 @@ from treepref.runs.landing import new_folder
 from treepref.runs.run_folder import land_file, mount_type
 from treepref.runs.store import Store
 from treepref.search.base import solution_tokens
+from treepref.search.limits import Limits
 from treepref.search.mcts import Mcts
 from treepref.types import Completion, Cost, JournalEntry, Node, Pair, PolicyId, Problem, Request, Tree, new_tree
 
@@ -39,7 +40,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 def searched(key: str, seed: int = 0) -> Tree:
     """A tree of a few simulations."""
     engine, tree = ScriptedEngine(), new_tree(key, key.upper(), (5, seed, 1), policy=PolicyId("p2"))
-    search = Mcts(simulations=6, children=3, max_depth=4)
+    search = Mcts(simulations=6, children=3, limits=Limits(max_depth=4))
     while asked := search.ask(tree):
         for number, expansion in enumerate(asked):
             prefix = tree.prompt + solution_tokens(expansion.node)

@@ -27,6 +27,7 @@ from treepref.models.value_head import Read, ValueHead, head_from_plain, load_va
 from treepref.recipes.reading import load_recipe
 from treepref.runs.stage import round_policy
 from treepref.runs.store import Store
+from treepref.search.limits import Limits
 from treepref.search.mcts import Mcts
 from treepref.search.sampling import StepSampling
 from treepref.search.tree import best_first, joined, joined_value
@@ -170,7 +171,7 @@ def test_shares_count_samples_and_what_was_cut() -> None:
 
 
 def test_step_samples_share_beginnings_and_count_every_sample() -> None:
-    rules, tree = StepSampling(n=4, max_depth=2), new_tree("t", "p", (1, 2))
+    rules, tree = StepSampling(n=4, limits=Limits(max_depth=2)), new_tree("t", "p", (1, 2))
     (root,) = rules.ask(tree)
     assert root.n == 4 and rules.ask(tree) == []
     step, other = Completion((5, 9), (-1.0, -1.0), "step"), Completion((6, 9), (-1.0, -1.0), "step")

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from treepref.config import EvalConfig, SearchConfig
 from treepref.search.base import Search, path_nodes, solution_tokens
 from treepref.search.beam import StepBeam
+from treepref.search.limits import Limits
 from treepref.search.mcts import Mcts
 from treepref.search.sampling import Sampling
 from treepref.search.tree import path_mean_logprob
@@ -69,49 +70,43 @@ def decoders(
     if n:
         found.append(sampled(config, n, context))
     if values:
-        found += [beam(config, search, b1, b2, context, delimiter, join) for b1, b2 in config.sbs]
+        limits = step_limits(config, search, context, delimiter)
+        found += [beam(config, limits, b1, b2, join) for b1, b2 in config.sbs]
         if config.mcts:
-            found.append(mcts(config, search, context, delimiter, join))
+            found.append(mcts(search, limits, join))
     return found
 
 
 def greedy(config: EvalConfig, context: int) -> Decoder:
-    search = Sampling(n=1, temperature=0.0, max_tokens=config.max_tokens, max_context=context, want_value=False)
+    limits = Limits(temperature=0.0, max_tokens=config.max_tokens, max_context=context)
+    search = Sampling(n=1, limits=limits, want_value=False)
     return Decoder("greedy", search, lambda tree: [_only(tree)])
 
 
 def sampled(config: EvalConfig, n: int, context: int) -> Decoder:
     """`n` independent solutions: self-consistency, best-of-n, weighted votes and pass@k are read off them."""
-    search = Sampling(
-        n=n, temperature=config.temperature, top_p=config.top_p, max_tokens=config.max_tokens, max_context=context
+    limits = Limits(
+        temperature=config.temperature, top_p=config.top_p, max_tokens=config.max_tokens, max_context=context
     )
-    return Decoder("samples", search, _each_sample)
+    return Decoder("samples", Sampling(n=n, limits=limits), _each_sample)
 
 
-def beam(
-    config: EvalConfig,
-    search: SearchConfig,
-    b1: int,
-    b2: int,
-    context: int,
-    delimiter: str,
-    join: Join | None = None,
-) -> Decoder:
-    rules = StepBeam(
-        b1=b1, b2=b2, likelihood=config.sbs_likelihood or 0.0, join=join, temperature=config.temperature,
-        top_p=config.top_p, max_depth=search.max_depth, max_step_tokens=search.max_step_tokens,
-        max_tokens=config.max_tokens, max_context=context, delimiter=delimiter,
-    )  # fmt: skip
+def step_limits(config: EvalConfig, search: SearchConfig, context: int, delimiter: str) -> Limits:
+    """Steps as the search has them, sampled as evaluation does."""
+    sampled = {"temperature": config.temperature, "top_p": config.top_p, "max_tokens": config.max_tokens}
+    return replace(Limits.of(search, context, delimiter), **sampled)
+
+
+def beam(config: EvalConfig, limits: Limits, b1: int, b2: int, join: Join | None = None) -> Decoder:
+    rules = StepBeam(b1=b1, b2=b2, likelihood=config.sbs_likelihood or 0.0, join=join, limits=limits)
     return Decoder(f"sbs({b1},{b2})", rules, lambda tree: [rules.answer(tree)])
 
 
-def mcts(config: EvalConfig, search: SearchConfig, context: int, delimiter: str, join: Join | None = None) -> Decoder:
+def mcts(search: SearchConfig, limits: Limits, join: Join | None = None) -> Decoder:
     """MCTS at inference: terminals are scored by V, for no outcome is known."""
     rules = Mcts(
-        simulations=search.simulations, children=search.children, c=INFERENCE_C, temperature=config.temperature,
-        top_p=config.top_p, max_depth=search.max_depth, max_step_tokens=search.max_step_tokens,
-        max_tokens=config.max_tokens, max_context=context, leaves_in_flight=search.leaves_in_flight,
-        delimiter=delimiter, join=join,
+        simulations=search.simulations, children=search.children, c=INFERENCE_C,
+        leaves_in_flight=search.leaves_in_flight, limits=limits, join=join,
     )  # fmt: skip
     return Decoder("mcts", rules, lambda tree: [rules.answer(tree)])
 

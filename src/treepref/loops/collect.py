@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from treepref.config import SelfEvaluationConfig
 from treepref.driver import Job
 from treepref.errors import RecipeError, TooFewPairs
-from treepref.loops.grow import grow, tree_job
+from treepref.loops.grow import grow, search_limits, tree_job
 from treepref.loops.reading import search_reading
 from treepref.loops.session import Session
 from treepref.loops.values import FIRST
@@ -38,38 +38,35 @@ def search_rules(session: Session, round: int) -> Rules:
 
 
 def _mcts_rules(session: Session, round: int) -> Rules:
-    config, task = session.recipe.search, session.recipe.task
-    first = config.first_temperature if round == 1 else None
+    config = session.recipe.search
     rules = Mcts(
         simulations=config.simulations, children=config.children, root_children=config.root_children, c=config.c,
-        temperature=first or config.temperature, top_p=config.top_p, max_depth=config.max_depth,
-        max_step_tokens=config.max_step_tokens, max_context=session.serving.engine.max_context,
-        leaves_in_flight=config.leaves_in_flight, delimiter=task.delimiter, evaluate=config.evaluate,
-        join=session.serving.join(), seed=session.recipe.seed,
+        leaves_in_flight=config.leaves_in_flight, evaluate=config.evaluate, join=session.serving.join(),
+        seed=session.recipe.seed, limits=search_limits(session, round),
     )  # fmt: skip
     return lambda problem: rules
 
 
 def _episode_rules(session: Session, round: int) -> Rules:
     config, context = session.recipe.search, session.serving.engine.max_context
-    first = config.first_temperature if round == 1 else None
-    try:
-        plain = EpisodeMcts(
-            simulations=config.simulations, children=config.children, root_children=config.root_children, c=config.c,
-            length_power=config.length_power, temperature=first or config.temperature, top_p=config.top_p,
-            max_depth=config.max_depth, max_step_tokens=config.max_step_tokens, max_context=context,
-            leaves_in_flight=config.leaves_in_flight, delimiter=session.recipe.task.delimiter,
-            seed=session.recipe.seed,
-        )  # fmt: skip
-    except ValueError as error:
-        raise RecipeError(f"search: {error}") from error
+    if config.leaves_in_flight != 1:
+        raise RecipeError(
+            f"search.leaves_in_flight is {config.leaves_in_flight}: a simulation of mcts_dpo runs on to the end of a "
+            "solution, so one leaf of a tree is open at a time; raise search.trees_in_flight instead"
+        )
+    plain = EpisodeMcts(
+        simulations=config.simulations, children=config.children, root_children=config.root_children, c=config.c,
+        length_power=config.length_power, seed=session.recipe.seed, limits=search_limits(session, round),
+    )  # fmt: skip
     asked, weight = _questions(session), config.self_evaluation.weight if config.self_evaluation else 0.0
 
     def rules(problem: Problem) -> EpisodeMcts:
         choice = asked(problem)
         room = context - len(choice.suffix) - len(choice.after_eos) if choice else context
         steps = reference_steps(session, problem) if config.inject_reference else ()
-        return replace(plain, choice=choice, weight=weight, max_context=room, reference=steps)
+        return replace(
+            plain, choice=choice, weight=weight, limits=replace(plain.limits, max_context=room), reference=steps
+        )
 
     return rules
 

@@ -27,6 +27,7 @@ from treepref.loops.order import Order
 from treepref.loops.session import Session
 from treepref.loops.stored import stored_summary
 from treepref.runs.stage import Stage, dpo_policy, round_policy
+from treepref.search.limits import Limits
 from treepref.search.sampling import Sampling
 from treepref.training.examples import example_from_solution
 from treepref.training.pairs import is_right
@@ -193,11 +194,12 @@ def _sample(
         return
     store, config = session.store, session.recipe.self_training
     context, judge = session.serving.serve(policy).max_context, session.answers.judge(stage, *POOLS)
+    limits = Limits(temperature=config.temperature, max_tokens=config.max_tokens, max_context=context)
 
     def job(problem: Problem) -> Job:
         room = min(config.max_tokens, context - len(session.text.encode(problem.question)))
         rules = Sampling(
-            n=n, temperature=config.temperature, max_tokens=config.max_tokens, max_context=context, want_value=False,
+            n=n, limits=limits, want_value=False,
             given=tuple(tokens for tokens in given(problem) if len(tokens) <= room),
         )  # fmt: skip
         return tree_job(session, problem, rules, judge, policy)

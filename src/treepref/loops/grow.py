@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from treepref.driver import DriveReport, Job, Progress, drive
 from treepref.loops.session import Session
 from treepref.progress import stage_progress
 from treepref.runs.stage import Stage
 from treepref.search.base import Judge, Search
+from treepref.search.limits import Limits
 from treepref.types import Cost, PolicyId, Problem, new_tree
 
 Keep = Callable[[Job], None]
@@ -19,6 +21,14 @@ def tree_job(session: Session, problem: Problem, rules: Search, judge: Judge, po
     """A tree to grow on a problem."""
     tree = new_tree(problem.id, problem.id, session.text.encode(problem.question), policy)
     return Job(tree, rules, judge, tool=session.recipe.task.tool)
+
+
+def search_limits(session: Session, round: int) -> Limits:
+    """How a round's search samples: the first may have a temperature of its own."""
+    config = session.recipe.search
+    limits = Limits.of(config, session.serving.engine.max_context, session.recipe.task.delimiter)
+    first = config.first_temperature if round == 1 else None
+    return limits if first is None else replace(limits, temperature=first)
 
 
 def grow(

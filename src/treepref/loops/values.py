@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any
 
 from treepref.config import Recipe
-from treepref.loops.grow import grow, tree_job
+from treepref.loops.grow import grow, search_limits, tree_job
 from treepref.loops.serving import FIRST_VALUES
 from treepref.loops.session import Session
 from treepref.models.hidden import decoder_layers
@@ -59,20 +59,16 @@ def first_values(session: Session) -> None:
     ):
         return
     policy_id = round_policy(0)
-    engine = session.serving.serve(policy_id)
+    session.serving.serve(policy_id)
     problems = list(islice(session.problems("train"), recipe.value.problems))
-    search = recipe.search
-    rules = StepSampling(
-        n=recipe.value.samples, temperature=search.first_temperature or search.temperature, top_p=search.top_p,
-        max_depth=search.max_depth, max_step_tokens=search.max_step_tokens, max_context=engine.max_context,
-        delimiter=recipe.task.delimiter,
-    )  # fmt: skip
+    rules = StepSampling(n=recipe.value.samples, limits=search_limits(session, 1))
     judge = session.answers.judge(FIRST, "train")
     grow(
         session, FIRST,
         (tree_job(session, p, rules, judge, policy_id) for p in problems if not store.has_tree(FIRST, p.id)),
         policy=policy_id, seed=999_983,  # draws of their own: no search shares them
-        at_once=search.trees_in_flight, title="round 0: values", total=len(problems), done=store.count_trees(FIRST),
+        at_once=recipe.search.trees_in_flight, title="round 0: values", total=len(problems),
+        done=store.count_trees(FIRST),
     )  # fmt: skip
     policy = session.serving.policy(policy_id)
     fit, cost = fit_on(session, policy, list(store.trees(FIRST)))

@@ -5,8 +5,9 @@ decides what to expand next and what the answers mean.
 """
 
 from treepref.search.beam import StepBeam
+from treepref.search.limits import Limits
 from treepref.search.mcts import Mcts
 from treepref.search.sampling import Sampling
 from treepref.search.tree import best_solution
 
-__all__ = ["Mcts", "Sampling", "StepBeam", "best_solution"]
+__all__ = ["Limits", "Mcts", "Sampling", "StepBeam", "best_solution"]

@@ -57,16 +57,6 @@ Judge = Callable[[Tree, tuple[int, ...]], float | None]
 """Reward of a finished solution from its token ids (prompt excluded), or None where the outcome is not to be known."""
 
 
-def check_limits(rules: object, *names: str) -> None:
-    """Raise ValueError for a limit of a search that is below 1 (None: no limit), or for steps without an end."""
-    for name in names:
-        limit = getattr(rules, name)
-        if limit is not None and limit < 1:
-            raise ValueError(f"{type(rules).__name__}.{name} is {limit}; it must be at least 1")
-    if not getattr(rules, "delimiter", "\n"):
-        raise ValueError(f"{type(rules).__name__}.delimiter is empty: steps would have no end")
-
-
 def path_nodes(node: Node) -> list[Node]:
     """The nodes from below the root down to `node`, `node` included."""
     nodes = []

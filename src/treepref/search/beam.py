@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from treepref.search.base import Expansion, check_limits, node_path
+from treepref.search.base import Expansion, node_path
+from treepref.search.limits import DEFAULT_LIMITS, Limits, check_at_least_1
 from treepref.search.rules import mean_logprob_prior
-from treepref.search.tree import best_first, check_value, grow, is_finished, mark_pending, tokens_left
+from treepref.search.tree import best_first, check_value, grow, is_finished, mark_pending
 from treepref.types import Completion, Join, Node, Tree
 
 
@@ -34,19 +36,10 @@ class StepBeam:
     """Weight of a partial solution's mean log-prob beside its V; 0, as AlphaMath has it: V alone."""
     join: Join | None = None
     """How both are joined instead, as a fit learned it."""
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_depth: int = 8
-    """Steps; a solution unfinished at this depth failed."""
-    max_step_tokens: int = 64
-    max_tokens: int | None = None
-    """Longest solution in tokens; None: no limit but the others."""
-    max_context: int | None = None
-    """Longest prompt + solution in tokens; None: no limit."""
-    delimiter: str = "\n"
+    limits: Limits = DEFAULT_LIMITS
 
     def __post_init__(self) -> None:
-        check_limits(self, "b1", "b2", "max_depth", "max_step_tokens")
+        check_at_least_1(self, "b1", "b2")
         if not (math.isfinite(self.likelihood) and self.likelihood >= 0):
             raise ValueError(f"StepBeam.likelihood is {self.likelihood!r}; it must be finite, and 0 or more")
 
@@ -58,8 +51,7 @@ class StepBeam:
             if node.expanded or node.pending:
                 continue
             n = self.b1 * self.b2 if node.parent is None else self.b2
-            room = min(self.max_step_tokens, self._room(tree, node))
-            expansions.append(Expansion(node, n, self.temperature, room, self.top_p, self.delimiter, want_value=True))
+            expansions.append(self.limits.step(tree, node, n, want_value=True))
             mark_pending(node, +1)
         return expansions
 
@@ -74,7 +66,7 @@ class StepBeam:
         """Take the candidates of one beam; rewards are recorded and not used. Raises as `check_tell` says."""
         node = expansion.node
         check_value(prefix_value, f"tree {tree.key!r}, node {node_path(node) or 'root'}")
-        grow(tree, expansion, completions, rewards, mean_logprob_prior, lambda child: self._may_continue(tree, child))
+        grow(tree, expansion, completions, rewards, mean_logprob_prior, partial(self.limits.may_continue, tree))
         mark_pending(node, -1)
         tree.simulations += 1
         if node.value is None:
@@ -91,7 +83,7 @@ class StepBeam:
 
     def _beam(self, tree: Tree) -> tuple[list[Node], list[Node]]:
         """The live beams of the deepest level reached and all solutions that finished within the beam."""
-        live = [tree.root] if self._room(tree, tree.root) > 0 else []
+        live = [tree.root] if self.limits.room(tree, tree.root) > 0 else []
         finished: list[Node] = []
         while live and all(node.expanded for node in live):
             candidates = [child for node in live for child in node.children if not child.terminal or is_finished(child)]
@@ -100,9 +92,3 @@ class StepBeam:
             finished += filter(is_finished, kept)
             live = [node for node in kept if not node.terminal]
         return live, finished
-
-    def _may_continue(self, tree: Tree, node: Node) -> bool:
-        return node.depth < self.max_depth and self._room(tree, node) > 0
-
-    def _room(self, tree: Tree, node: Node) -> int:
-        return tokens_left(tree, node, self.max_tokens, self.max_context)

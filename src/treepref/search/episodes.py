@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from treepref.search.base import Expansion, check_limits, solution_tokens
+from treepref.search.base import Expansion, solution_tokens
+from treepref.search.limits import Limits, check_at_least_1
 from treepref.search.mcts import draw_best
 from treepref.search.rules import (
     Reward,
@@ -22,8 +23,10 @@ from treepref.search.rules import (
     state_reward,
 )
 from treepref.search.self_evaluation import confidence, reference_step
-from treepref.search.tree import grow, mark_pending, tokens_left
+from treepref.search.tree import grow, mark_pending
 from treepref.types import Choice, Completion, Node, Tree
+
+PUBLISHED_LIMITS = Limits(max_depth=4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +37,10 @@ class EpisodeMcts:
     on among its children, until it reaches a terminal node: a finished solution, one that was cut, or the depth limit.
     Then it is backed up, once. So after k simulations the root has k visits.
 
-    A simulation takes several expansions, and where it stands is read off the tree: the node that was expanded last
-    and has no visits yet. No other state is kept, so a replay of the tells goes on where the search stopped.
+    One leaf of a tree is open at a time, for a simulation's next expansion depends on its last: search many trees at
+    once instead. A simulation takes several expansions, and where it stands is read off the tree: the node that was
+    expanded last and has no visits yet. No other state is kept, so a replay of the tells goes on where the search
+    stopped.
 
     A terminal child is visited when a simulation ends in it, not when it is made, and once: what is wholly visited is
     passed over. An expansion that brings nothing closes its leaf, and the simulation goes on beside it; where nothing
@@ -51,18 +56,8 @@ class EpisodeMcts:
     """Exploration constant of PUCT."""
     length_power: float = 1.0
     """λ of the prior π(a|s) / |a|^λ."""
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_depth: int = 4
-    """Steps; a solution unfinished at this depth failed."""
-    max_step_tokens: int = 64
-    max_tokens: int | None = None
-    """Longest solution in tokens; None: no limit but the others."""
-    max_context: int | None = None
-    """Longest prompt + solution in tokens; with a `choice`, leave room for its suffix. None: no limit."""
-    leaves_in_flight: int = 1
-    """Only 1: a simulation's next expansion depends on its last."""
-    delimiter: str = "\n"
+    limits: Limits = PUBLISHED_LIMITS
+    """With a `choice`, leave room for its suffix in `max_context`."""
     seed: int = 0
     """Of the draws between equal scores."""
     weight: float = 0.0
@@ -74,12 +69,7 @@ class EpisodeMcts:
     reward: Reward = reward_gain
 
     def __post_init__(self) -> None:
-        check_limits(self, "simulations", "children", "root_children", "max_depth", "max_step_tokens")
-        if self.leaves_in_flight != 1:
-            raise ValueError(
-                f"EpisodeMcts.leaves_in_flight is {self.leaves_in_flight}: a simulation runs on to the end of a "
-                "solution, so one leaf of a tree is open at a time; search more trees at once instead"
-            )
+        check_at_least_1(self, "simulations", "children", "root_children")
         if self.weight < 0:
             raise ValueError(f"EpisodeMcts.weight is {self.weight}; it must be at least 0")
 
@@ -89,7 +79,7 @@ class EpisodeMcts:
         if self.choice is None:
             return -1.0, 1.0
         if self.reward is reward_of_state:
-            return -1.0, 1.0 + self.weight * self.max_depth
+            return -1.0, 1.0 + self.weight * self.limits.max_depth
         return -1.0 - self.weight, 1.0 + self.weight
 
     def ask(self, tree: Tree) -> list[Expansion]:
@@ -98,18 +88,9 @@ class EpisodeMcts:
             return []
         leaf = self._select(tree)
         mark_pending(leaf, +1)
-        return [
-            Expansion(
-                node=leaf,
-                n=self.root_children if leaf.parent is None and self.root_children is not None else self.children,
-                temperature=self.temperature,
-                max_tokens=min(self._room(tree, leaf), self.max_step_tokens),
-                top_p=self.top_p,
-                delimiter=self.delimiter,
-                choice=self.choice,
-                given=reference_step(self.reference, leaf.depth, solution_tokens(leaf)),
-            )
-        ]
+        width = self.root_children if leaf.parent is None and self.root_children is not None else self.children
+        given = reference_step(self.reference, leaf.depth, solution_tokens(leaf))
+        return [self.limits.step(tree, leaf, width, choice=self.choice, given=given)]
 
     def tell(
         self,
@@ -124,7 +105,7 @@ class EpisodeMcts:
         Raises ValueError, ModelError or TreeprefError (see `check_tell`) before the tree is touched.
         """
         leaf = expansion.node
-        may_continue = partial(self._may_continue, tree)
+        may_continue = partial(self.limits.may_continue, tree)
         grow(tree, expansion, completions, rewards, self._prior, may_continue, confidence)
         mark_pending(leaf, -1)
         tree.q_range = self.q_range
@@ -132,7 +113,7 @@ class EpisodeMcts:
 
     def done(self, tree: Tree) -> bool:
         """Every simulation is spent, nothing is open, or the prompt alone fills the context."""
-        return tree.simulations >= self.simulations or not _open(tree.root) or self._room(tree, tree.root) < 1
+        return tree.simulations >= self.simulations or not _open(tree.root) or self.limits.room(tree, tree.root) < 1
 
     def _run_on(self, tree: Tree) -> None:
         """End simulations until one comes to a leaf that must be expanded, or all are spent."""
@@ -165,12 +146,6 @@ class EpisodeMcts:
 
     def _prior(self, completion: Completion) -> float:
         return length_prior(completion, self.length_power)
-
-    def _may_continue(self, tree: Tree, node: Node) -> bool:
-        return node.depth < self.max_depth and self._room(tree, node) > 0
-
-    def _room(self, tree: Tree, node: Node) -> int:
-        return tokens_left(tree, node, self.max_tokens, self.max_context)
 
 
 def _open(node: Node) -> bool:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
-from treepref.search.base import Expansion, check_limits, node_path
+from treepref.search.base import Expansion, node_path
+from treepref.search.limits import DEFAULT_LIMITS, Limits, check_at_least_1
 from treepref.search.rules import (
     FAILED,
     Backup,
@@ -29,7 +31,6 @@ from treepref.search.tree import (
     grow,
     joined,
     mark_pending,
-    tokens_left,
 )
 from treepref.types import Completion, Join, Node, Tree
 
@@ -58,18 +59,9 @@ class Mcts:
     """Samples at the root; None takes `children`."""
     c: float = 1.5
     """Exploration: 1.5 to generate data, 1.25 at inference."""
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_depth: int = 8
-    """Steps; a solution unfinished at this depth failed."""
-    max_step_tokens: int = 64
-    max_tokens: int | None = None
-    """Longest solution in tokens; None: no limit but the others."""
-    max_context: int | None = None
-    """Longest prompt + solution in tokens, as the engine takes it; None: no limit."""
+    limits: Limits = DEFAULT_LIMITS
     leaves_in_flight: int = 1
     """Leaves of one tree expanded at once; above 1 pending expansions count as visits in the exploration term."""
-    delimiter: str = "\n"
     evaluate: Literal["value", "rollout"] = "value"
     join: Join | None = None
     """How V and log-prob are joined where a leaf or, at inference, a solution is valued; None: V alone."""
@@ -80,8 +72,7 @@ class Mcts:
     backup: Backup = backup_mean
 
     def __post_init__(self) -> None:
-        limits = ("simulations", "children", "root_children", "max_depth", "max_step_tokens", "leaves_in_flight")
-        check_limits(self, *limits)
+        check_at_least_1(self, "simulations", "children", "root_children", "leaves_in_flight")
         if self.evaluate not in ("value", "rollout"):
             raise ValueError(f"Mcts.evaluate is {self.evaluate!r}; it must be 'value' or 'rollout'")
 
@@ -116,7 +107,7 @@ class Mcts:
             self._tell_rollout(tree, expansion, completions, rewards)
             return
         first_new = len(tree.nodes)
-        grow(tree, expansion, completions, rewards, self.prior, lambda child: self._may_continue(tree, child))
+        grow(tree, expansion, completions, rewards, self.prior, partial(self.limits.may_continue, tree))
         mark_pending(leaf, -1)
         tree.simulations += 1
         for child in tree.nodes[first_new:]:
@@ -130,7 +121,7 @@ class Mcts:
 
     def done(self, tree: Tree) -> bool:
         """Every simulation is spent, no leaf is open, or the prompt alone fills the context."""
-        return tree.simulations >= self.simulations or tree.root.exhausted or self._room(tree, tree.root) < 1
+        return tree.simulations >= self.simulations or tree.root.exhausted or self.limits.room(tree, tree.root) < 1
 
     def answer(self, tree: Tree) -> Node | None:
         """The finished solution with the highest V, or None."""
@@ -163,19 +154,12 @@ class Mcts:
         return draw_best(tree, parent, children, scores, simulation, self.seed)
 
     def _expansion(self, tree: Tree, leaf: Node) -> Expansion:
-        room = self._room(tree, leaf)
-        rollout = self.evaluate == "rollout" and leaf.value is None
-        steps_left = self.max_depth - leaf.depth if rollout else 1
+        limits = self.limits
+        if self.evaluate == "rollout" and leaf.value is None:
+            longest = (limits.max_depth - leaf.depth) * limits.max_step_tokens
+            return limits.solution(tree, leaf, 1, longest, want_value=True)
         width = self.children if leaf.parent is not None or self.root_children is None else self.root_children
-        return Expansion(
-            node=leaf,
-            n=1 if rollout else width,
-            temperature=self.temperature,
-            max_tokens=min(room, steps_left * self.max_step_tokens),
-            top_p=self.top_p,
-            delimiter=None if rollout else self.delimiter,
-            want_value=True,
-        )
+        return limits.step(tree, leaf, width, want_value=True)
 
     def _tell_rollout(
         self, tree: Tree, expansion: Expansion, completions: Sequence[Completion], rewards: Sequence[float | None]
@@ -193,12 +177,6 @@ class Mcts:
         if not completions or completions[0].finish == "length":
             tree.failed += 1
         mark_pending(leaf, -1)
-
-    def _may_continue(self, tree: Tree, node: Node) -> bool:
-        return node.depth < self.max_depth and self._room(tree, node) > 0
-
-    def _room(self, tree: Tree, node: Node) -> int:
-        return tokens_left(tree, node, self.max_tokens, self.max_context)
 
 
 def draw_best(

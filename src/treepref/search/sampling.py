@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from treepref.search.base import Expansion, check_limits, node_path
+from treepref.search.base import Expansion, node_path
+from treepref.search.limits import DEFAULT_LIMITS, Limits, check_at_least_1
 from treepref.search.rules import backup_mean, mean_logprob_prior, outcome
-from treepref.search.tree import best_solution, check_value, grow, mark_pending, tokens_left
+from treepref.search.tree import best_solution, check_value, grow, mark_pending
 from treepref.types import Completion, Node, Tree
+
+WHOLE_SOLUTIONS = Limits(max_tokens=512)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,27 +27,21 @@ class Sampling:
     """
 
     n: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_tokens: int = 512
-    """Longest solution in tokens; a longer one failed."""
-    max_context: int | None = None
-    """Longest prompt + solution in tokens; None: no limit."""
+    limits: Limits = WHOLE_SOLUTIONS
+    """Steps mean nothing here."""
     want_value: bool = True
     given: tuple[tuple[int, ...], ...] = ()
     """Whole solutions that are children beside the samples: scored by the policy, not sampled."""
 
     def __post_init__(self) -> None:
-        check_limits(self, "n", "max_tokens")
+        check_at_least_1(self, "n")
 
     def ask(self, tree: Tree) -> list[Expansion]:
         if self.done(tree) or tree.root.pending:
             return []
         mark_pending(tree.root, +1)
-        room = tokens_left(tree, tree.root, self.max_tokens, self.max_context)
-        return [
-            Expansion(tree.root, self.n, self.temperature, room, self.top_p, None, self.want_value, given=self.given)
-        ]
+        room, asked = self.limits.room(tree, tree.root), {"want_value": self.want_value, "given": self.given}
+        return [self.limits.solution(tree, tree.root, self.n, room, **asked)]
 
     def tell(
         self,
@@ -65,7 +63,7 @@ class Sampling:
 
     def done(self, tree: Tree) -> bool:
         """The solutions are there, or the prompt alone fills the context."""
-        return tree.root.expanded or tokens_left(tree, tree.root, self.max_tokens, self.max_context) < 1
+        return tree.root.expanded or self.limits.room(tree, tree.root) < 1
 
     def answer(self, tree: Tree) -> Node | None:
         """Best of n by value: the finished solution with the highest V, or None."""
@@ -81,27 +79,19 @@ class StepSampling:
     """
 
     n: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_depth: int = 8
-    """Steps; a solution unfinished at this depth failed."""
-    max_step_tokens: int = 64
-    max_context: int | None = None
-    """Longest prompt + solution in tokens; None: no limit."""
-    delimiter: str = "\n"
+    limits: Limits = DEFAULT_LIMITS
 
     def __post_init__(self) -> None:
-        check_limits(self, "n", "max_depth", "max_step_tokens")
+        check_at_least_1(self, "n")
 
     def ask(self, tree: Tree) -> list[Expansion]:
         """Every open node neither expanded nor in flight, by as many samples as it stands for."""
         expansions = []
         for node in tree.nodes:
-            if node.terminal or node.expanded or node.pending or self._room(tree, node) < 1:
+            if node.terminal or node.expanded or node.pending or self.limits.room(tree, node) < 1:
                 continue
-            room = min(self.max_step_tokens, self._room(tree, node))
             n = self.n if node.parent is None else node.samples
-            expansions.append(Expansion(node, n, self.temperature, room, self.top_p, self.delimiter, want_value=True))
+            expansions.append(self.limits.step(tree, node, n, want_value=True))
             mark_pending(node, +1)
         return expansions
 
@@ -115,7 +105,7 @@ class StepSampling:
     ) -> None:
         """Take one more step of the solutions that share a node. Raises as `check_tell` says."""
         check_value(prefix_value, f"tree {tree.key!r}, node {node_path(expansion.node) or 'root'}")
-        made = grow(tree, expansion, completions, rewards, mean_logprob_prior, lambda ch: self._may_continue(tree, ch))
+        made = grow(tree, expansion, completions, rewards, mean_logprob_prior, partial(self.limits.may_continue, tree))
         mark_pending(expansion.node, -1)
         tree.simulations += 1
         if expansion.node.value is None:
@@ -126,10 +116,4 @@ class StepSampling:
 
     def done(self, tree: Tree) -> bool:
         """Every solution has come to its end, or the prompt alone fills the context."""
-        return tree.root.exhausted or self._room(tree, tree.root) < 1
-
-    def _may_continue(self, tree: Tree, node: Node) -> bool:
-        return node.depth < self.max_depth and self._room(tree, node) > 0
-
-    def _room(self, tree: Tree, node: Node) -> int:
-        return tokens_left(tree, node, None, self.max_context)
+        return tree.root.exhausted or self.limits.room(tree, tree.root) < 1

@@ -6,7 +6,6 @@ Knows what a node holds, not which node is chosen next nor how returns are backe
 from __future__ import annotations
 
 import math
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -29,16 +28,6 @@ def ancestors(node: Node) -> Iterator[Node]:
     while current is not None:
         yield current
         current = current.parent
-
-
-def tokens_left(tree: Tree, node: Node, max_tokens: int | None, max_context: int | None) -> int:
-    """Tokens that may still follow `node` within the longest solution and the longest prompt + solution (None: any)."""
-    if max_tokens is None and max_context is None:
-        return sys.maxsize
-    used = sum(len(n.tokens) for n in ancestors(node))
-    solution = sys.maxsize if max_tokens is None else max_tokens - used
-    context = sys.maxsize if max_context is None else max_context - len(tree.prompt) - used
-    return min(solution, context)
 
 
 def is_finished(node: Node) -> bool:
