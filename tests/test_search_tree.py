@@ -1,11 +1,11 @@
 """Growing, exhausting, snapshots and digests of trees."""
 
 import json
+import math
+import struct
 import subprocess
 import sys
 from pathlib import Path
-import math
-import struct
 
 import pytest
 from hypothesis import given, settings
