@@ -52,12 +52,15 @@ METHODS = {
 class Script:
     """Solutions of the run's problems as their tasks write them, each step right with chance 0.7, else another's."""
 
-    def __init__(self, recipe_and_overrides: list[str]) -> None:
+    def __init__(self, recipe_and_overrides: list[str], folder: Path = Path()) -> None:
+        """`folder`: what the recipe's paths are relative to."""
         name, *overrides = recipe_and_overrides
         recipe = load_recipe(name, overrides).recipe
         self.tokenizer = load_tokenizer(str(BUILTIN["builtin:tiny-base"]))
         task, self.steps = load_task(recipe.task), {}
-        splits = load_splits(recipe.task, recipe.seed, train_rationales=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            splits = load_splits(recipe.task, recipe.seed, train_rationales=True)
         for problem in [*splits.labelled, *splits.train, *splits.eval]:
             prompt = encode_prompt(self.tokenizer, task.prompt(problem.question), chat=False)
             if problem.rationale is None:
@@ -106,13 +109,10 @@ def _hashed(*material: object) -> float:
     return int.from_bytes(hashlib.sha256(repr(material).encode()).digest()[:6], "little") / (1 << 48)
 
 
-def play(method: str, folder: Path) -> Path:
-    """The method's run, to its end."""
-    script = Script(METHODS[method])
+def scripted_engine(script: Script) -> type[ScriptedEngine]:
+    """What a run makes in the place of the torch engine."""
 
     class Engine(ScriptedEngine):
-        """In the place of the torch engine."""
-
         def __init__(self, policy, **_) -> None:
             super().__init__(
                 script, value=script.value, score=script.logprobs, has_values=True,
@@ -126,8 +126,14 @@ def play(method: str, folder: Path) -> Path:
         def close(self) -> None:
             pass
 
+    return Engine
+
+
+def play(method: str, folder: Path) -> Path:
+    """The method's run, to its end."""
+    engine = scripted_engine(Script(METHODS[method]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch_engine, "TorchEngine", Engine)
+        patch.setattr(torch_engine, "TorchEngine", engine)
         recipe, *overrides = METHODS[method]
         done = treepref_command("run", recipe, "-q", "--out", "run", *overrides, cwd=folder)
     assert done.returncode == 0, done.stderr

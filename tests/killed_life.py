@@ -222,7 +222,7 @@ def short(path: Any) -> str:
     """A path in the run's folder (which has its database) without what is another in every life."""
     path = Path(path)
     home = next((folder for folder in path.parents if (folder / "run.db").exists()), path.parent)
-    return re.sub(r"\.tmp(-\d+)?(?=/|$)", "", str(path.relative_to(home)))
+    return re.sub(r"(\.tmp(-\d+)?|(?<=/report)-\d+)(?=/|$)", "", str(path.relative_to(home)))
 
 
 def watch_training(ledger: Ledger) -> None:

@@ -16,12 +16,12 @@ from treepref.models.policy import BUILTIN
 from treepref.progress import set_quiet
 
 SEARCHED = [
-    "search.simulations=6", "search.children=4", "search.trees_in_flight=2", "pairs.min_problems=1",
+    "eval.sbs=[]", "search.simulations=6", "search.children=4", "search.trees_in_flight=2", "pairs.min_problems=1",
 ]  # fmt: skip
 SMALL = [
     "model.path=model", "seed=3", "rounds=1", "engine.threads=1", "engine.max_rows=64", "budget.seconds=null",
     "task.params={min_terms: 4, max_terms: 5, min_digits: 1, max_digits: 1}", "task.splits.train=10",
-    "task.splits.eval=4", "eval.samples=1", "eval.samples_between=0", "eval.sbs=[]",
+    "task.splits.eval=4", "eval.samples=1", "eval.samples_between=0",
 ]  # fmt: skip
 METHODS = {
     "svpo": ["quickstart", *SMALL, *SEARCHED, "value.problems=0"],

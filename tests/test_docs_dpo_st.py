@@ -7,7 +7,7 @@ import re
 import pytest
 
 from test_public_api import ROOT, SOURCE, definitions
-from treepref.recipes.reading import known_keys
+from treepref.keys import known_keys
 
 PAGE = (ROOT / "docs" / "dpo_st.md").read_text(encoding="utf-8")
 REFERENCES = sorted(set(re.findall(r"`([\w/]+\.py)::([\w.]+)`", PAGE)))

@@ -7,7 +7,8 @@ import re
 import pytest
 
 from test_public_api import ROOT, SOURCE, definitions
-from treepref.recipes.reading import known_keys, load_recipe
+from treepref.keys import known_keys
+from treepref.recipes.reading import load_recipe
 
 PAGE = (ROOT / "docs" / "mcts_dpo.md").read_text(encoding="utf-8")
 REFERENCES = sorted(set(re.findall(r"`([\w/]+\.py)::([\w.]+)`", PAGE)))

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from treepref.config import BudgetConfig, Recipe
+from treepref.config import RECIPES, BudgetConfig, Recipe
 from treepref.errors import BudgetError, ModelError
+from treepref.keys import foreign_keys, without
 from treepref.recipes import sizing
 from treepref.recipes.estimate import Assumptions, duration, estimate, measured_assumptions, render, short
 from treepref.recipes.sizing import ModelInfo, Rates, measure_rates, model_info
@@ -37,7 +38,8 @@ def recipe(**sections: object) -> Recipe:
     }
     for name, value in sections.items():
         base[name] = base[name] | value if isinstance(base.get(name), dict) else value
-    return Recipe.model_validate(base)
+    method = str(base.setdefault("method", "svpo"))
+    return RECIPES[method].model_validate(without(base, {key for key, _ in foreign_keys(base, method)}))
 
 
 def stages(r: Recipe, rates: Rates | None = None) -> dict:
@@ -137,7 +139,7 @@ def test_self_training_samples_prefers_labels_and_retrains() -> None:
     assert dpo.upper.training_tokens == 30 * (10 + 6 * 20)
     assert found["round 1 labels"].expected.generated_tokens == 30 * 4 * 12
     assert found["round 2 train"].expected.training_tokens == 2 * (20 + 0.5 * 30 * 4 * 2) * (10 + 12)
-    assert found["round 2 train"].upper.training_tokens == 2 * (20 * (10 + 32) + 240 * (10 + 20))
+    assert found["round 2 train"].upper.training_tokens == 2 * (20 + 240) * (10 + 20)
     assert found["round 2 eval"].expected.scored_tokens == 0  # no value head in this method
 
     text = " ".join(ASSUMED.lines(recipe(**sections)))
@@ -302,9 +304,9 @@ def test_lengths_are_measured_on_the_tasks_own_problems(tmp_path: Path, lettered
 
 
 def test_the_question_about_a_step_is_measured(tmp_path: Path, lettered_model: str) -> None:
-    r = own_problems(tmp_path, lettered_model, rationale=False).model_copy(
-        update={"search": recipe(search={"self_evaluation": {"question": "Right? (", "example": "abc"}}).search}
-    )
+    asked = {"self_evaluation": {"question": "Right? (", "example": "abc"}}
+    task = own_problems(tmp_path, lettered_model, rationale=False)
+    r = recipe(method="mcts_dpo", search=asked).model_copy(update={"task": task.task, "model": task.model})
     assert measured_assumptions(r, problems=8).question_tokens == len("abcRight? (")
 
 

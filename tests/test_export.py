@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from treepref.cli import app
-from treepref.config import Recipe
+from treepref.config import SvpoRecipe
 from treepref.errors import StoreError
 from treepref.loops.export import Exported, export_run, export_trl, text_decoder, trl_rows
 from treepref.runs.store import Store
@@ -93,7 +93,7 @@ def test_a_pair_without_its_tree_is_refused() -> None:
 
 def fill(folder) -> None:
     tree, pairs = sums()
-    recipe = Recipe.model_validate({"name": "a", "model": {"path": str(folder / "model")}})
+    recipe = SvpoRecipe.model_validate({"name": "a", "model": {"path": str(folder / "model")}})
     with Store(folder) as store:
         store.set_meta("recipe", recipe.model_dump(mode="json"))
         for round in (1, 3):
@@ -154,7 +154,7 @@ def test_a_run_is_exported_with_its_own_tokenizer_by_the_command(tmp_path) -> No
     ends = [grow(tree, 0, tokenizer(f"{answer}</s>")["input_ids"]) for answer in (6, 7)]
     run = tmp_path / "run"
     with Store(run) as store:
-        store.set_meta("recipe", Recipe.model_validate({"name": "a"}).model_dump(mode="json"))
+        store.set_meta("recipe", SvpoRecipe.model_validate({"name": "a"}).model_dump(mode="json"))
         store.finish_tree("round-1/search", tree)
         store.put_pairs(1, [Pair("p", (ends[0],), (ends[1],), 1.0, -1.0, 1, 1)])
     tokenizer.save_pretrained(run / "round-1")
@@ -175,7 +175,7 @@ def test_the_command_says_which_sides_trl_will_end(tmp_path) -> None:
     steps = [grow(tree, 0, tokenizer(text)["input_ids"]) for text in ("3+3\n", "4+3\n", "6</s>")]
     run = tmp_path / "run"
     with Store(run) as store:
-        store.set_meta("recipe", Recipe.model_validate({"name": "a"}).model_dump(mode="json"))
+        store.set_meta("recipe", SvpoRecipe.model_validate({"name": "a"}).model_dump(mode="json"))
         store.finish_tree("round-1/search", tree)
         pairs = [
             Pair("p", (steps[0],), (steps[1],), 1.0, -1.0, 1, 1),

@@ -22,7 +22,8 @@ import pytest
 
 from treepref.config import TaskConfig
 from treepref.errors import DataError, TreeprefError
-from treepref.recipes.reading import builtin_recipes, dump_recipe, known_keys, load_recipe
+from treepref.keys import known_keys
+from treepref.recipes.reading import builtin_recipes, dump_recipe, load_recipe
 from treepref.tasks import load_task
 from treepref.tasks.checking import Checker, Verdict
 from treepref.tasks.choices import PARSERS as CHOICES

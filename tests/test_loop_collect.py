@@ -9,7 +9,7 @@ import pytest
 
 from treepref.config import SelfEvaluationConfig
 from treepref.errors import ModelError, RecipeError
-from treepref.loops.collect import pairs_of, reference_steps, search_rules, self_evaluation_text
+from treepref.loops.collect import episode_rules, pairs_of, reference_steps, self_evaluation_text
 from treepref.loops.session import Session
 from treepref.loops.text import Text
 from treepref.models.policy import load_tokenizer
@@ -65,7 +65,7 @@ def test_rules_follow_the_recipe_and_leave_room_for_the_question(tmp_path: Path)
     asked = 'search.self_evaluation={question: " = ", right: "1", wrong: "0", weight: 0.5}'
     with opened(tmp_path, asked, "search.c=2.5", "search.length_power=0.7", "search.root_children=4") as session:
         (problem, *_) = session.problems("train")
-        rules = search_rules(session, 1)(problem)
+        rules = episode_rules(session, 1)(problem)
     assert (rules.c, rules.length_power, rules.root_children, rules.weight) == (2.5, 0.7, 4, 0.5)
     question = len(rules.choice.suffix) + len(rules.choice.after_eos)
     assert rules.limits.max_context == session.serving.engine.max_context - question
@@ -78,7 +78,7 @@ def test_injected_steps_are_the_rationale_as_the_policy_would_write_it(tmp_path:
         policy = session.serving.engine.policy
         for problem in problems:
             steps = reference_steps(session, problem)
-            assert search_rules(session, 1)(problem).reference == steps
+            assert episode_rules(session, 1)(problem).reference == steps
             texts = [decode(policy.tokenizer, step, policy.eos_ids) for step in steps]
             assert all(text.endswith("\n") for text in texts[:-1]) and steps[-1][-1] == policy.eos_id
             tokens = tuple(token for step in steps for token in step)

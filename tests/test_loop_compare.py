@@ -119,7 +119,6 @@ def test_a_recipe_of_an_older_version_is_read(tmp_path: Path) -> None:
     run = make_run(tmp_path / "old")
     with Store(run) as store:
         recipe = store.meta("recipe")
-        del recipe["online"], recipe["self_training"]
         store.set_meta("recipe", recipe | {"gone": 1})
     assert read_run(run).rounds[1].methods["greedy"].accuracy == 3 / 8
     del recipe["engine"]

@@ -166,7 +166,7 @@ def test_rounds_without_pairs_stop_with_advice_and_keep_nothing(
 
 
 def test_leaves_in_flight_are_refused_with_the_reason(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"leaves_in_flight: must be 1 with mcts_dpo.*trees_in_flight"):
+    with pytest.raises(RecipeError, match=r"leaves_in_flight: has no effect with mcts_dpo"):
         go(tmp_path, "search.leaves_in_flight=2")
 
 
@@ -239,7 +239,7 @@ SHORT = [
     ("inside", "row journal round-1/search "),
     ("before", "step round-1/train [12]"),
     ("inside", "row outcomes round-1/eval/greedy "),
-    ("inside", "write scratch/results/results.json"),
+    ("inside", "write scratch/report/results.json"),
 ]
 LONG = [
     ("after", "submit round-1/search "),

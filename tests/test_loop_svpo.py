@@ -148,7 +148,7 @@ LONG = [
     ("inside", "write round-1$"),
     ("after", "row stages done round-1/train"),
     ("before", "submit round-1/eval/"),
-    ("inside", "write scratch/results/results.json"),
+    ("inside", "write scratch/report/results.json"),
 ]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import treepref
-from treepref.recipes.reading import known_keys
+from treepref.keys import known_keys
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "treepref"

@@ -11,17 +11,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from treepref.config import Recipe
+from treepref.config import RECIPES, SvpoRecipe
 from treepref.errors import RecipeError
-from treepref.recipes.reading import (
-    RESUMABLE,
-    builtin_recipes,
-    check_resume,
-    dump_recipe,
-    known_keys,
-    load_recipe,
-    recipe_changes,
-)
+from treepref.keys import keys_of, known_keys, methods_with
+from treepref.recipes.reading import RESUMABLE, builtin_recipes, check_resume, dump_recipe, load_recipe, recipe_changes
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "recipes.md"
 TEMPLATE_OWN = {"name": "svpo", "model.path": "./models/my-model", "task.kind": "jsonl", "task.path": "problems.jsonl"}
@@ -46,11 +39,11 @@ def test_every_builtin_recipe_loads_and_is_described() -> None:
         assert len(purpose) > 20
 
 
-def documented_lines() -> dict[str, str]:
+def documented_lines(method: str) -> dict[str, str]:
     """Dotted key → comment, for every line of the template that names a key (also the commented ones of lora)."""
     section: dict[int, str] = {}
     found = {}
-    for line in load_recipe("svpo").text.splitlines():
+    for line in load_recipe(method).text.splitlines():
         match = re.match(r"( *)(?:# )?([a-z_]+):(?: |$)", line)
         if not match or line.startswith("#"):
             continue
@@ -61,26 +54,28 @@ def documented_lines() -> dict[str, str]:
     return found
 
 
-def test_the_template_explains_every_key_on_its_line() -> None:
-    comments = documented_lines()
-    for key in known_keys():
-        assert len(comments.get(key, "")) >= 10, f"{key} is not explained in svpo.yaml"
+@pytest.mark.parametrize("method", RECIPES)
+def test_the_template_explains_every_key_on_its_line(method: str) -> None:
+    comments = documented_lines(method)
+    for key in keys_of(RECIPES[method]):
+        assert len(comments.get(key, "")) >= 10, f"{key} is not explained in {method}.yaml"
 
 
 def test_the_template_states_the_defaults() -> None:
-    expected = Recipe.model_validate({"name": "svpo"}).model_dump(mode="json")
-    differing = {change.key: change.new for change in recipe_changes(Recipe(**expected), load_recipe("svpo").recipe)}
+    expected = SvpoRecipe(name="svpo")
+    differing = {change.key: change.new for change in recipe_changes(expected, load_recipe("svpo").recipe)}
     assert differing == {key: value for key, value in TEMPLATE_OWN.items() if key != "name"}
 
 
-def test_the_template_leaves_no_key_to_its_default_silently() -> None:
-    data = yaml.safe_load(load_recipe("svpo").text)
-    for key in known_keys():
+@pytest.mark.parametrize("method", RECIPES)
+def test_the_template_leaves_no_key_to_its_default_silently(method: str) -> None:
+    data = yaml.safe_load(load_recipe(method).text)
+    for key in keys_of(RECIPES[method]):
         if key.startswith(("model.lora.", "search.self_evaluation.")):  # sections that are off by default
             continue
         part = data
         for name in key.split("."):
-            assert name in part, f"{key} is missing in svpo.yaml"
+            assert name in part, f"{key} is missing in {method}.yaml"
             part = part[name]
 
 
@@ -204,7 +199,7 @@ task: {chat: yes}
     assert problems_of(tmp_path, text, "task.splits.evl=1", "lost", "train.margin=x") == [
         'r.yaml:2: rounds: must be a valid integer (got "two"); write the number without quotes or unit',
         "r.yaml:3: bogus: unknown key; keys here: name, method, seed, rounds, model, task, engine, warmup, search, "
-        "pairs, train, value, online, self_training, eval, budget, extends",
+        "pairs, train, value, eval, budget, extends",
         "r.yaml:5: train.lr: must be greater than 0 (got -1)",
         "r.yaml:6: train.lrr: unknown key; did you mean train.lr?",
         "r.yaml:7: train.objective: must be 'svpo', 'dpo', 'cdpo', 'cdpo_mean', 'ipo', 'ipo_mean' or 'sft' "
@@ -336,7 +331,7 @@ tricky = st.sampled_from(
     train_split=texts | tricky,
 )
 def test_what_is_written_is_read_back_equal(params: dict, delimiter: str, lr: float, train_split: str) -> None:
-    recipe = Recipe.model_validate(
+    recipe = SvpoRecipe.model_validate(
         {
             "name": "a",
             "task": {"params": params, "delimiter": delimiter, "train_split": train_split},
@@ -398,11 +393,50 @@ def test_other_changes_are_refused_with_a_diff() -> None:
 @settings(max_examples=15, deadline=None)
 def test_every_numeric_key_is_either_resumable_or_refused(key: str) -> None:
     overrides = ["task.splits.labelled=5", "pairs.min_problems=1", "model.lora={}"]
-    old = load_recipe("svpo", overrides).recipe
-    new = load_recipe("svpo", [*overrides, f"{key}=33"]).recipe
+    method = methods_with(key)[0]
+    overrides += ["warmup.epochs=1"] if method == "dpo_st" else []
+    overrides += ["search.self_evaluation={}"] if method == "mcts_dpo" else []
+    old = load_recipe(method, overrides).recipe
+    new = load_recipe(method, [*overrides, f"{key}=33"]).recipe
     allowed = key in RESUMABLE or key == "rounds"
     if allowed:
         assert [change.key for change in check_resume(old, new)] == [key]
     else:
         with pytest.raises(RecipeError, match=re.escape(key)):
             check_resume(old, new)
+
+
+# ---- keys by method
+
+
+@pytest.mark.parametrize(
+    ("method", "text", "line", "key", "knows"),
+    [
+        ("svpo", "search:\n  length_power: 1.0\n", 3, "search.length_power", "mcts_dpo"),
+        ("svpo", "online: {enabled: false}\n", 2, "online", "mcts_dpo"),
+        ("mcts_dpo", "train:\n  epochs: 7\n", 3, "train.epochs", "svpo and dpo_st"),
+        ("mcts_dpo", "search: {evaluate: rollout}\n", 2, "search.evaluate", "svpo"),
+        ("dpo_st", "search: {simulations: 5}\n", 2, "search", "svpo and mcts_dpo"),
+        ("dpo_st", "pairs: {min_gap: 1}\n", 2, "pairs.min_gap", "svpo and mcts_dpo"),
+    ],
+)  # fmt: skip
+def test_a_key_that_means_nothing_to_the_method_is_refused(
+    tmp_path: Path, method: str, text: str, line: int, key: str, knows: str
+) -> None:
+    problems = problems_of(tmp_path, f"extends: {method}\n{text}")
+    assert problems == [f"r.yaml:{line}: {key}: has no effect with {method}, only with {knows}: take it out"]
+
+
+def test_an_unknown_method_is_the_problem_and_not_the_keys_of_others(tmp_path: Path) -> None:
+    (problem,) = problems_of(tmp_path, "name: a\nmethod: mcts_dpoo\nonline: {enabled: false}\n")
+    assert problem == (
+        "r.yaml:2: method: must be one of 'svpo', 'mcts_dpo', 'dpo_st' (got \"mcts_dpoo\"); did you mean mcts_dpo?"
+    )
+
+
+def test_every_key_is_known_to_a_method_and_defaults_agree() -> None:
+    for key, default in known_keys().items():
+        assert methods_with(key), key
+        for method in methods_with(key):
+            if key != "method":
+                assert keys_of(RECIPES[method])[key] == default, f"{key} has another default in {method}"

@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from treepref.config import Recipe
+from treepref.config import RECIPES, Recipe
 from treepref.errors import RecipeError
+from treepref.keys import known_keys, methods_with
 from treepref.recipes.estimate import estimate, render
-from treepref.recipes.reading import dump_recipe, known_keys, load_recipe
+from treepref.recipes.reading import dump_recipe, load_recipe
 from treepref.recipes.sizing import ModelInfo, Rates
 
 
@@ -152,18 +153,19 @@ def test_overrides_that_cannot_be_are_refused(tmp_path: Path, override: str, wha
 # ---- numbers
 
 
-def numeric_keys(schema: dict[str, Any] | None = None, prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+def numeric_keys(
+    whole: dict[str, Any], schema: dict[str, Any] | None = None, prefix: str = ""
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every numeric key of a recipe with its JSON schema."""
-    whole = Recipe.model_json_schema()
     for name, field in (schema or whole)["properties"].items():
         for form in field.get("anyOf", [field]):
             if "$ref" in form:
-                yield from numeric_keys(whole["$defs"][form["$ref"].rpartition("/")[2]], f"{prefix}{name}.")
+                yield from numeric_keys(whole, whole["$defs"][form["$ref"].rpartition("/")[2]], f"{prefix}{name}.")
             elif form.get("type") in ("integer", "number"):
                 yield prefix + name, form
 
 
-NUMERIC = dict(numeric_keys())
+NUMERIC = {key: form for cls in RECIPES.values() for key, form in numeric_keys(cls.model_json_schema())}
 FLOATS = [key for key, form in NUMERIC.items() if form["type"] == "number"]
 EXTREMES = (
     "0",
@@ -191,7 +193,7 @@ def test_all_numeric_keys_are_known_and_have_both_bounds() -> None:
 @pytest.mark.parametrize("key", NUMERIC)
 def test_an_extreme_number_is_taken_or_refused_with_its_line(tmp_path: Path, key: str) -> None:
     *sections, name = key.split(".")
-    lines = []
+    lines = [f"extends: {methods_with(key)[0]}"]
     for depth, section in enumerate(sections):
         lines.append("  " * depth + f"{section}:")
     for text in EXTREMES:
@@ -210,7 +212,8 @@ def test_an_extreme_number_is_taken_or_refused_with_its_line(tmp_path: Path, key
 @pytest.mark.parametrize("key", FLOATS)
 @pytest.mark.parametrize("text", ["1" + "0" * 310, "-1" + "0" * 310, "1" + "0" * 399, ".inf", ".nan", "1e999"])
 def test_no_float_is_infinite(tmp_path: Path, key: str, text: str) -> None:
-    assert f"{key}: must be a finite number" in refusal(tmp_path, "name: a\n", f"{key}={text}")
+    method = f"method: {methods_with(key)[0]}\n"
+    assert f"{key}: must be a finite number" in refusal(tmp_path, method, f"{key}={text}")
 
 
 @pytest.mark.parametrize(
@@ -232,7 +235,8 @@ def test_no_float_is_infinite(tmp_path: Path, key: str, text: str) -> None:
     ],
 )
 def test_numbers_that_would_fail_later_are_refused_at_once(tmp_path: Path, override: str, what: str) -> None:
-    assert what in refusal(tmp_path, "name: a\n", override)
+    (method, *_) = methods_with(override.partition("=")[0])
+    assert what in refusal(tmp_path, f"name: a\nextends: {method}\n", override)
 
 
 def test_lists_of_numbers_have_bounds_too(tmp_path: Path) -> None:
@@ -241,9 +245,9 @@ def test_lists_of_numbers_have_bounds_too(tmp_path: Path) -> None:
         assert "eval.sbs[0][1]: must be less than" in refusal(tmp_path, f"eval: {{sbs: [[1, {number}]]}}\n")
 
 
-def test_mcts_dpo_takes_one_leaf_at_a_time_and_says_so_before_anything_is_spent(tmp_path: Path) -> None:
+def test_mcts_dpo_has_no_leaves_in_flight_and_says_so_before_anything_is_spent(tmp_path: Path) -> None:
     message = refusal(tmp_path, "extends: mcts_dpo\nsearch: {leaves_in_flight: 2}\n")
-    assert message.startswith("r.yaml:2: search.leaves_in_flight: must be 1 with mcts_dpo")
+    assert message.startswith("r.yaml:2: search.leaves_in_flight: has no effect with mcts_dpo, only with svpo")
 
 
 # ---- what is accepted can be written and read back
@@ -275,7 +279,10 @@ plain = st.recursive(
 )
 def test_any_accepted_recipe_is_read_back_equal(tmp_path_factory, params, text, key, number) -> None:
     folder = tmp_path_factory.mktemp("r")
-    data = {"task": {"params": params, "prompt": "{question}" + text, "train_split": text}}
+    data = {
+        "method": methods_with(key)[0],
+        "task": {"params": params, "prompt": "{question}" + text, "train_split": text},
+    }
     section = data
     *sections, name = key.split(".")
     for part in sections:
@@ -293,18 +300,16 @@ def test_any_accepted_recipe_is_read_back_equal(tmp_path_factory, params, text, 
 def test_every_bound_can_be_estimated(method: str) -> None:
     """The ends of the numbers' ranges, one key at a time and all of them together."""
     info, rates = ModelInfo(10**9, 10**5, 2048, 50_000, layers=24), Rates(1e12, 1e11, 1e-6)
-    start = [f"method={method}", "task.splits.train=5000", "task.splits.labelled=5000", "search.self_evaluation={}"]
-    start += ["pairs.min_problems=1", "warmup.epochs=1"]
+    start = ["task.splits.train=5000", "task.splits.labelled=5000", "pairs.min_problems=1", "warmup.epochs=1"]
+    start += ["search.self_evaluation={}"] if method == "mcts_dpo" else []
     spent_on = re.compile(r"rounds|budget|search|online|self_training|eval")
     for end in ("minimum", "maximum"):
-        values = {key: form[end] for key, form in NUMERIC.items() if end in form}
+        values = {key: form[end] for key, form in NUMERIC.items() if end in form and method in methods_with(key)}
         for key in [key for key in values if key.startswith(("pairs.min_", "task.splits.", "warmup.epochs"))]:
             del values[key]
-        if method == "mcts_dpo":
-            del values["search.leaves_in_flight"]
         each = [f"{key}={number}" for key, number in values.items() if spent_on.match(key)]
         for override in each:
-            estimate(load_recipe("svpo", [*start, override]).recipe, model_info=info, rates=rates)
+            estimate(load_recipe(method, [*start, override]).recipe, model_info=info, rates=rates)
         del values["rounds"]  # a table of a thousand rounds takes seconds to lay out
-        recipe = load_recipe("svpo", [*start, *(f"{key}={number}" for key, number in values.items())]).recipe
+        recipe = load_recipe(method, [*start, *(f"{key}={number}" for key, number in values.items())]).recipe
         Console(file=io.StringIO()).print(render(recipe, estimate(recipe, model_info=info, rates=rates), info))

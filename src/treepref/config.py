@@ -1,10 +1,14 @@
-"""The schema of a recipe. Every key is documented here and, with its default, in `recipes/svpo.yaml`.
+"""The schema of a recipe: one class a method, with the keys that it uses and no others.
+
+Every key is documented here and, with its default, in the method's template (`recipes/svpo.yaml`, `mcts_dpo.yaml`,
+`dpo_st.yaml`).
 
 Reading YAML, overrides and line numbers live in `recipes/reading.py`; this file knows only what a recipe may say.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -125,7 +129,7 @@ class SelfEvaluationConfig(Section):
 
 
 class SearchConfig(Section):
-    """MCTS over steps, as in AlphaMath (arXiv 2405.03553; svpo) or MCTS-DPO (arXiv 2405.00451; mcts_dpo)."""
+    """What every tree search over steps has; beam search and MCTS in evaluation take their steps from it."""
 
     simulations: int = Field(40, ge=1, le=1_000_000)
     children: int = Field(5, ge=1, le=10_000)
@@ -140,21 +144,36 @@ class SearchConfig(Section):
     top_p: float = Field(1.0, ge=1e-6, le=1)
     max_depth: int = Field(8, ge=1, le=100_000)
     max_step_tokens: int = Field(64, ge=1, le=10_000_000)
+    trees_in_flight: int = Field(64, ge=1, le=1_000_000)
+
+
+class MctsConfig(SearchConfig):
+    """svpo: MCTS over steps, as in AlphaMath (arXiv 2405.03553)."""
+
     leaves_in_flight: int = Field(1, ge=1, le=10_000)
     """Leaves of one tree that may be expanded at once (virtual loss above 1)."""
-    trees_in_flight: int = Field(64, ge=1, le=1_000_000)
     evaluate: Literal["value", "rollout"] = "value"
     """How an unfinished leaf is scored: the value head's V (0 while there is none), or one sampled continuation."""
+
+
+class EpisodeConfig(SearchConfig):
+    """mcts_dpo: MCTS whose simulations run to the end of a solution (MCTS-DPO, arXiv 2405.00451)."""
+
     length_power: float = Field(1.0, ge=-10, le=10)
-    """mcts_dpo: λ of the prior π(a|s) / |a|^λ."""
+    """λ of the prior π(a|s) / |a|^λ."""
     self_evaluation: SelfEvaluationConfig | None = None
-    """mcts_dpo: null leaves C out."""
+    """null leaves C out."""
     inject_reference: bool = False
-    """mcts_dpo: ground truth in the search: the reference rationale's steps are children too. Never in evaluation."""
+    """Ground truth in the search: the reference rationale's steps are children too. Never in evaluation."""
 
 
-class PairConfig(Section):
-    """Which siblings become preferences (methods: SVPO)."""
+class FewestPairsConfig(Section):
+    min_problems: int = Field(32, ge=1, le=20_000_000)
+    """Fewer problems with a pair than this, and the round stops with advice."""
+
+
+class PairConfig(FewestPairsConfig):
+    """svpo, mcts_dpo: which siblings become preferences (methods: SVPO)."""
 
     min_gap: float = Field(0.2, ge=0, le=10_000)
     """Smallest Q(winner) − Q(loser)."""
@@ -170,11 +189,11 @@ class PairConfig(Section):
     (mcts_dpo)."""
     max_tokens: int | None = Field(None, ge=1, le=10_000_000)
     """Longest side of a pair in tokens; None: no limit."""
-    min_problems: int = Field(32, ge=1, le=20_000_000)
-    """Fewer problems with a pair than this, and the round stops with advice."""
 
 
 class TrainConfig(Section):
+    """How preferences are learned from; `row_tokens`, `attention` and `recompute` serve the warm-up too."""
+
     objective: Literal["svpo", "dpo", "cdpo", "cdpo_mean", "ipo", "ipo_mean", "sft"] = "svpo"
     """sft on the right solutions of the trees is rejection-sampling fine-tuning."""
     beta: float = Field(0.1, ge=1e-4, le=100)
@@ -195,9 +214,6 @@ class TrainConfig(Section):
     lr: float = Field(1e-5, gt=0, le=1)
     value_lr: float | None = Field(None, gt=0, le=1)
     """Learning rate of the value head; None takes `lr`."""
-    epochs: int = Field(1, ge=1, le=10_000)
-    batch_trees: int = Field(64, ge=1, le=1_000_000)
-    """Trees an optimizer step."""
     row_tokens: int = Field(2048, ge=16, le=10_000_000)
     """Length of a packed row."""
     attention: Literal["auto", "mask", "blocks", "flex"] = "auto"
@@ -208,6 +224,14 @@ class TrainConfig(Section):
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     clip: float = Field(1.0, gt=0, le=1e6)
     weight_decay: float = Field(0.0, ge=0, le=1)
+
+
+class EpochsConfig(TrainConfig):
+    """svpo, dpo_st: passes over a round's trees. (mcts_dpo makes one step a batch of its online loop.)"""
+
+    epochs: int = Field(1, ge=1, le=10_000)
+    batch_trees: int = Field(64, ge=1, le=1_000_000)
+    """Trees an optimizer step."""
 
 
 class ValueConfig(Section):
@@ -275,12 +299,21 @@ _Width = Annotated[int, Field(le=1000)]
 
 
 class EvalConfig(Section):
+    """Greedy decoding and samples."""
+
     samples: int = Field(32, ge=1, le=10_000)
     """Samples a problem for self-consistency, best-of-n, weighted vote and pass@k, on the last round."""
     samples_between: int = Field(8, ge=0, le=10_000)
     """The same on earlier rounds."""
     temperature: float = Field(1.0, ge=0.01, le=100)
     top_p: float = Field(1.0, ge=1e-6, le=1)
+    max_tokens: int = Field(512, ge=1, le=10_000_000)
+    """Longest solution."""
+
+
+class GuidedEvalConfig(EvalConfig):
+    """svpo, mcts_dpo: and what a value head guides."""
+
     sbs: list[tuple[_Width, _Width]] = Field(default_factory=lambda: [(1, 2), (1, 4), (2, 4), (4, 4)])
     """Step-level beam search widths (B1, B2)."""
     sbs_likelihood: float | None = Field(None, ge=0, le=1e6)
@@ -288,8 +321,6 @@ class EvalConfig(Section):
     learned it; a number: V + so much times it; 0: V alone."""
     mcts: bool = False
     """MCTS at inference, with the search section's numbers and c = 1.25."""
-    max_tokens: int = Field(512, ge=1, le=10_000_000)
-    """Longest solution."""
 
 
 class BudgetConfig(Section):
@@ -301,9 +332,16 @@ class BudgetConfig(Section):
     disk_gb: float | None = Field(None, gt=0, le=1e9)
 
 
+Method = Literal["svpo", "mcts_dpo", "dpo_st"]
+Conflict = tuple[str, str]
+"""A key, and what is wrong with its value."""
+
+
 class Recipe(Section):
+    """What the recipes of all methods have. A run's is one of `RECIPES`, which add the sections of their method."""
+
     name: str
-    method: Literal["svpo", "mcts_dpo", "dpo_st"] = "svpo"
+    method: Method
     seed: int = Field(0, ge=-(2**63), lt=2**63)
     rounds: int = Field(2, ge=0, le=1000)
     """Rounds of search, pairs, training and evaluation. 0: warm-up and evaluation alone."""
@@ -311,13 +349,9 @@ class Recipe(Section):
     task: TaskConfig = TaskConfig()
     engine: EngineConfig = EngineConfig()
     warmup: WarmupConfig = WarmupConfig()
-    search: SearchConfig = SearchConfig()
-    pairs: PairConfig = PairConfig()
-    train: TrainConfig = TrainConfig()
-    value: ValueConfig = ValueConfig()
-    online: OnlineConfig = OnlineConfig()
-    self_training: SelfTrainingConfig = SelfTrainingConfig()
-    eval: EvalConfig = EvalConfig()
+    pairs: FewestPairsConfig
+    train: TrainConfig
+    eval: EvalConfig
     budget: BudgetConfig = BudgetConfig()
 
     @model_validator(mode="after")
@@ -325,3 +359,154 @@ class Recipe(Section):
         if self.warmup.epochs and not self.task.splits.labelled:
             raise ValueError("warmup.epochs is above 0 but task.splits.labelled is 0: there is nothing to train on")
         return self
+
+    @property
+    def searched_splits(self) -> tuple[str, ...]:
+        """The splits whose problems are searched."""
+        return ("train",)
+
+    @property
+    def keeps_rationales(self) -> bool:
+        """Whether the search of training problems may see their rationales."""
+        return False
+
+    @property
+    def self_evaluation(self) -> SelfEvaluationConfig | None:
+        """The question that the search asks about steps, if it asks one."""
+        return None
+
+    @property
+    def retrains_base(self) -> bool:
+        """Whether every round's policy is trained from the recipe's model anew."""
+        return False
+
+    @property
+    def longest_solution(self) -> int:
+        """Tokens of the longest solution that any stage samples."""
+        return self.eval.max_tokens
+
+    def no_first_search(self) -> str | None:
+        """Why there is no first search that is over before anything learns from it; None where there is."""
+        return None
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """Values that are each possible but not together."""
+        size = sum(getattr(self.task.splits, split) for split in self.searched_splits)
+        source = " + ".join(f"task.splits.{split}" for split in self.searched_splits)
+        if self.pairs.min_problems > size:
+            yield (
+                "pairs.min_problems",
+                f"is above {source} ({size}): no round can find that many problems (got {self.pairs.min_problems})",
+            )
+
+
+class TreeRecipe(Recipe):
+    """svpo, mcts_dpo: a tree search over steps."""
+
+    search: SearchConfig
+    pairs: PairConfig = PairConfig()
+    eval: GuidedEvalConfig = GuidedEvalConfig()
+
+    @property
+    def longest_solution(self) -> int:
+        return max(self.search.max_depth * self.search.max_step_tokens, self.eval.max_tokens)
+
+    def conflicts(self) -> Iterator[Conflict]:
+        yield from super().conflicts()
+        if self.pairs.min_visits > self.search.simulations:
+            yield (
+                "pairs.min_visits",
+                f"is above search.simulations ({self.search.simulations}): no step can be visited that often "
+                f"(got {self.pairs.min_visits})",
+            )
+        for widths in self.eval.sbs:
+            if min(widths) < 1:
+                yield "eval.sbs", f"beam widths must be at least 1 (got {list(widths)})"
+
+
+class SvpoRecipe(TreeRecipe):
+    """SVPO (arXiv 2406.10858)."""
+
+    method: Literal["svpo"] = "svpo"
+    search: MctsConfig = MctsConfig()
+    train: EpochsConfig = EpochsConfig()
+    value: ValueConfig = ValueConfig()
+
+    @property
+    def has_fits(self) -> bool:
+        """Whether value heads are fitted, or held against a fit, in the run's rounds."""
+        return self.train.objective == "svpo"
+
+    @property
+    def has_first_values(self) -> bool:
+        """Whether policy 0 gets a value head, fitted to samples, before the first search."""
+        return self.has_fits and self.value.fit and self.value.problems > 0 and self.rounds > 0
+
+
+class MctsDpoRecipe(TreeRecipe):
+    """MCTS-DPO (arXiv 2405.00451)."""
+
+    method: Literal["mcts_dpo"] = "mcts_dpo"
+    search: EpisodeConfig = EpisodeConfig()
+    train: TrainConfig = TrainConfig()
+    online: OnlineConfig = OnlineConfig()
+
+    @property
+    def keeps_rationales(self) -> bool:
+        return self.search.inject_reference
+
+    @property
+    def self_evaluation(self) -> SelfEvaluationConfig | None:
+        return self.search.self_evaluation
+
+    def no_first_search(self) -> str | None:
+        if self.online.enabled:
+            return "it searches and trains by turns (online.enabled), so its trees already follow from its training"
+        return None
+
+
+class DpoStRecipe(Recipe):
+    """DPO-ST (arXiv 2407.18248)."""
+
+    method: Literal["dpo_st"] = "dpo_st"
+    pairs: FewestPairsConfig = FewestPairsConfig()
+    train: EpochsConfig = EpochsConfig()
+    eval: EvalConfig = EvalConfig()
+    self_training: SelfTrainingConfig = SelfTrainingConfig()
+
+    @property
+    def searched_splits(self) -> tuple[str, ...]:
+        return ("labelled", "train")
+
+    @property
+    def retrains_base(self) -> bool:
+        return True
+
+    @property
+    def longest_solution(self) -> int:
+        return max(self.self_training.max_tokens, self.eval.max_tokens)
+
+    def no_first_search(self) -> str | None:
+        if not self.self_training.pseudo_labels:
+            return "it samples nothing (self_training.pseudo_labels is false)"
+        if not self.self_training.dpo:
+            return "it samples nothing for preferences (self_training.dpo is false)"
+        return None
+
+    def conflicts(self) -> Iterator[Conflict]:
+        yield from super().conflicts()
+        if not self.warmup.epochs:
+            yield (
+                "warmup.epochs",
+                "must be at least 1: dpo_st starts from SFT on the labelled problems and repeats it in every round "
+                "(got 0)",
+            )
+
+
+RECIPES: dict[str, type[Recipe]] = {"svpo": SvpoRecipe, "mcts_dpo": MctsDpoRecipe, "dpo_st": DpoStRecipe}
+DEFAULT_METHOD = "svpo"
+SECTIONS = (
+    "name", "method", "seed", "rounds", "model", "task", "engine", "warmup", "search", "self_training", "pairs",
+    "train", "value", "online", "eval", "budget",
+)  # fmt: skip
+"""The order in which a recipe is written."""

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from treepref.config import EvalConfig, SearchConfig
+from treepref.config import EvalConfig, GuidedEvalConfig, MctsConfig, SearchConfig
 from treepref.search.base import Search, path_nodes, solution_tokens
 from treepref.search.beam import StepBeam
 from treepref.search.limits import Limits
@@ -53,7 +53,7 @@ class Answer:
 
 def decoders(
     config: EvalConfig,
-    search: SearchConfig,
+    search: SearchConfig | None,
     *,
     n: int,
     values: bool,
@@ -63,18 +63,23 @@ def decoders(
 ) -> list[Decoder]:
     """The decoders of an evaluation: greedy, `n` samples, and with a value head SBS at each width and MCTS.
 
-    `join`: how V and log-prob are joined where the recipe does not say.
+    `search`: what beams and MCTS take their steps from. `join`: how V and log-prob are joined where the recipe does not
+    say.
     """
-    join = join if config.sbs_likelihood is None else None
     found = [greedy(config, context)]
     if n:
         found.append(sampled(config, n, context))
-    if values:
+    if values and search is not None and isinstance(config, GuidedEvalConfig):
         limits = step_limits(config, search, context, delimiter)
-        found += [beam(config, limits, b1, b2, join) for b1, b2 in config.sbs]
+        join = join if config.sbs_likelihood is None else None
+        found += [beam(config, limits, *widths, join) for widths in config.sbs]
         if config.mcts:
             found.append(mcts(search, limits, join))
     return found
+
+
+def beam_name(b1: int, b2: int) -> str:
+    return f"sbs({b1},{b2})"
 
 
 def greedy(config: EvalConfig, context: int) -> Decoder:
@@ -97,16 +102,16 @@ def step_limits(config: EvalConfig, search: SearchConfig, context: int, delimite
     return replace(Limits.of(search, context, delimiter), **sampled)
 
 
-def beam(config: EvalConfig, limits: Limits, b1: int, b2: int, join: Join | None = None) -> Decoder:
+def beam(config: GuidedEvalConfig, limits: Limits, b1: int, b2: int, join: Join | None = None) -> Decoder:
     rules = StepBeam(b1=b1, b2=b2, likelihood=config.sbs_likelihood or 0.0, join=join, limits=limits)
-    return Decoder(f"sbs({b1},{b2})", rules, lambda tree: [rules.answer(tree)])
+    return Decoder(beam_name(b1, b2), rules, lambda tree: [rules.answer(tree)])
 
 
 def mcts(search: SearchConfig, limits: Limits, join: Join | None = None) -> Decoder:
     """MCTS at inference: terminals are scored by V, for no outcome is known."""
     rules = Mcts(
         simulations=search.simulations, children=search.children, c=INFERENCE_C,
-        leaves_in_flight=search.leaves_in_flight, limits=limits, join=join,
+        leaves_in_flight=search.leaves_in_flight if isinstance(search, MctsConfig) else 1, limits=limits, join=join,
     )  # fmt: skip
     return Decoder("mcts", rules, lambda tree: [rules.answer(tree)])
 

@@ -32,12 +32,8 @@ Rules = Callable[[Problem], Search]
 """The search of a problem."""
 
 
-def search_rules(session: Session, round: int) -> Rules:
-    """The search of a round for each problem, from the recipe. Raises RecipeError for constants that cannot be."""
-    return _episode_rules(session, round) if session.recipe.method == "mcts_dpo" else _mcts_rules(session, round)
-
-
-def _mcts_rules(session: Session, round: int) -> Rules:
+def mcts_rules(session: Session, round: int) -> Rules:
+    """SVPO's search of a round, for each problem."""
     config = session.recipe.search
     rules = Mcts(
         simulations=config.simulations, children=config.children, root_children=config.root_children, c=config.c,
@@ -47,13 +43,9 @@ def _mcts_rules(session: Session, round: int) -> Rules:
     return lambda problem: rules
 
 
-def _episode_rules(session: Session, round: int) -> Rules:
+def episode_rules(session: Session, round: int) -> Rules:
+    """MCTS-DPO's search of a round for each problem: with its question, and its reference where that is wanted."""
     config, context = session.recipe.search, session.serving.engine.max_context
-    if config.leaves_in_flight != 1:
-        raise RecipeError(
-            f"search.leaves_in_flight is {config.leaves_in_flight}: a simulation of mcts_dpo runs on to the end of a "
-            "solution, so one leaf of a tree is open at a time; raise search.trees_in_flight instead"
-        )
     plain = EpisodeMcts(
         simulations=config.simulations, children=config.children, root_children=config.root_children, c=config.c,
         length_power=config.length_power, seed=session.recipe.seed, limits=search_limits(session, round),
@@ -121,8 +113,8 @@ def reference_steps(session: Session, problem: Problem) -> tuple[tuple[int, ...]
     return tuple(steps)
 
 
-def search(session: Session, round: int) -> None:
-    """Grow a tree on every training problem with the policy that round − 1 ended with.
+def search(session: Session, round: int, rules_of: Callable[[Session, int], Rules]) -> None:
+    """Grow a tree on every training problem with the policy that round − 1 ended with, by the method's rules.
 
     Resumes at the expansion. Raises BudgetError where a limit stops it.
     """
@@ -130,7 +122,7 @@ def search(session: Session, round: int) -> None:
     if not session.begin(stage):
         return
     session.serving.serve(policy)
-    rules, judge = search_rules(session, round), session.answers.judge(stage, "train")
+    rules, judge = rules_of(session, round), session.answers.judge(stage, "train")
     grow(
         session, stage, search_jobs(session, round, session.problems("train"), rules, judge, policy),
         policy=policy, seed=search_seed(round), at_once=session.recipe.search.trees_in_flight,

@@ -12,10 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from rich.console import Console
 
-from treepref.config import Recipe
 from treepref.errors import DataError, StoreError
 from treepref.evaluation.comparison import RoundScores, RunScores, compare_runs
 from treepref.evaluation.scores import (
@@ -28,6 +26,7 @@ from treepref.evaluation.scores import (
     scores_over_k,
     single_scores,
 )
+from treepref.keys import plain
 from treepref.loops.stored import stored_solutions
 from treepref.loops.text import find_tokenizer
 from treepref.report.compare import comparison_markdown, print_comparison, write_comparison
@@ -35,7 +34,7 @@ from treepref.runs.landing import new_file
 from treepref.runs.run_folder import disk_errors
 from treepref.runs.stage import Stage
 from treepref.runs.store import Store
-from treepref.runs.view import open_view
+from treepref.runs.view import RunView, open_view
 
 _ASIDE = ("seed", "engine", "budget")
 """Sections of a recipe that make no other recipe of it."""
@@ -131,6 +130,7 @@ def read_run(folder: Path, name: str | None = None) -> RunScores:
                 else:
                     notes.append(f"{stage.name} is not finished and is left out")
         rounds = [_round(store, number, decoders, keys) for number, decoders in sorted(found.items())]
+        identity = _identity(view, recipe)
     rounds = [r for r in rounds if r.methods]
     if not rounds:
         raise StoreError(f"{folder}: no round of this run is evaluated yet, so there is nothing to compare")
@@ -140,7 +140,7 @@ def read_run(folder: Path, name: str | None = None) -> RunScores:
         recipe=str(recipe.get("name", "")),
         method=str(recipe.get("method", "svpo")),
         seed=int(recipe.get("seed", 0)),
-        identity=_identity(recipe),
+        identity=identity,
         rounds=rounds,
         problems=keys,
         notes=notes,
@@ -188,10 +188,10 @@ def _content(text: str, answer: str) -> str:
     return hashlib.sha256(json.dumps([text, answer]).encode()).hexdigest()[:16]
 
 
-def _identity(recipe: Mapping[str, Any]) -> str:
+def _identity(view: RunView, recipe: Mapping[str, Any]) -> str:
     """The recipe without its seed and what only sets speed and limits; keys that an older run lacks have defaults."""
     try:
-        whole: Mapping[str, Any] = Recipe.model_validate_json(json.dumps(recipe)).model_dump(mode="json")
-    except ValidationError:  # made by another version: compared as it stands
+        whole: Mapping[str, Any] = plain(view.recipe)
+    except StoreError:  # made by another version: compared as it stands
         whole = recipe
     return json.dumps({key: value for key, value in whole.items() if key not in _ASIDE}, sort_keys=True)

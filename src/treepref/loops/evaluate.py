@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from treepref.config import GuidedEvalConfig, TreeRecipe
 from treepref.driver import Job
 from treepref.evaluation import decoding
 from treepref.evaluation.decoding import Decoder
@@ -30,7 +31,7 @@ def evaluate(session: Session, round: int) -> None:
     last = round == recipe.rounds
     todo = decoding.decoders(
         recipe.eval,
-        recipe.search,
+        recipe.search if isinstance(recipe, TreeRecipe) else None,
         n=recipe.eval.samples if last else recipe.eval.samples_between,
         values=engine.has_values,
         context=engine.max_context,
@@ -100,7 +101,9 @@ def solutions(session: Session, round: int, decoder: str) -> list[Solution]:
 
 def summarise(session: Session, round: int, names: list[str]) -> dict[str, object]:
     """A round's entry of results.json from its stored solutions."""
-    beams = {width: f"sbs({width[0]},{width[1]})" for width in session.recipe.eval.sbs}
+    config = session.recipe.eval
+    widths = config.sbs if isinstance(config, GuidedEvalConfig) else []
+    beams = {width: decoding.beam_name(*width) for width in widths}
     return round_summary(
         solutions(session, round, "greedy"),
         solutions(session, round, "samples") if "samples" in names else None,

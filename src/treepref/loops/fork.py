@@ -12,6 +12,7 @@ from pathlib import Path
 
 from treepref.config import Recipe
 from treepref.errors import RecipeError, StoreError
+from treepref.keys import plain
 from treepref.loops.unchecked import forget_other_stages
 from treepref.recipes.reading import dump_recipe, load_recipe, recipe_changes
 from treepref.runs.landing import new_folder
@@ -36,7 +37,7 @@ def fork(run: Path, out: Path, overrides: list[str]) -> None:
     search is not done or `out` is anything else.
     """
     old, new = load_recipe(run / "recipe.yaml"), load_recipe(run / "recipe.yaml", overrides)
-    if why := _no_first_search(old.recipe):
+    if why := old.recipe.no_first_search():
         raise RecipeError(f"{run} cannot be forked: {why}. Start a run of its own with `treepref run`")
     frozen = [str(c) for c in recipe_changes(old.recipe, new.recipe) if not c.key.startswith(FREE)]
     if frozen:
@@ -57,7 +58,7 @@ def fork(run: Path, out: Path, overrides: list[str]) -> None:
             shutil.copytree(run / first, part / first)
         (part / "recipe.yaml").write_text(dump_recipe(new.recipe), encoding="utf-8")
         with Store(part) as store:
-            store.set_meta("recipe", new.recipe.model_dump(mode="json"))
+            store.set_meta("recipe", plain(new.recipe))
             store.set_meta("forked_from", run.resolve().name)
             forget_other_stages(store)
 
@@ -76,17 +77,6 @@ def _check_copy(run: Path, out: Path, recipe: Recipe) -> None:
             + "\n  ".join(map(str, changes))
             + f"\nGo on with it by `treepref run {out / 'recipe.yaml'} --out {out}`, or choose another folder"
         )
-
-
-def _no_first_search(recipe: Recipe) -> str | None:
-    """Why a run under this recipe has no first search of its own, made before anything learns from it."""
-    if recipe.method == "mcts_dpo" and recipe.online.enabled:
-        return "it searches and trains by turns (online.enabled), so its trees already follow from its training"
-    if recipe.method == "dpo_st" and not recipe.self_training.pseudo_labels:
-        return "it samples nothing (self_training.pseudo_labels is false)"
-    if recipe.method == "dpo_st" and not recipe.self_training.dpo:
-        return "it samples nothing for preferences (self_training.dpo is false)"
-    return None
 
 
 def _copy_database(source: Path, target: Path) -> None:

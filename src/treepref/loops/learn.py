@@ -11,7 +11,7 @@ from typing import Any
 from treepref.config import TrainConfig
 from treepref.errors import BudgetError, DataError
 from treepref.loops.session import Session
-from treepref.loops.values import has_fits, refit
+from treepref.loops.values import refit
 from treepref.models.policy import Policy
 from treepref.models.text import encode_prompt, encode_solution
 from treepref.progress import stage_progress
@@ -100,11 +100,14 @@ def written_solution(session: Session, problem: Problem, epoch: int, policy: Pol
 
 def train_round(session: Session, round: int) -> None:
     """One round's update: from the policy of round − 1 and the round's preferences to the round's policy."""
-    train(session, Stage(round, "train"), round_policy(round))
+    train(session, Stage(round, "train"), round_policy(round), refits=session.recipe.has_fits)
 
 
-def train(session: Session, stage: Stage, makes: PolicyId) -> None:
-    """An update from the policy of the round before and the round's preferences; it makes a policy."""
+def train(session: Session, stage: Stage, makes: PolicyId, *, refits: bool = False) -> None:
+    """An update from the policy of the round before and the round's preferences; it makes a policy.
+
+    `refits`: its value head is fitted anew, or held against a fit.
+    """
     round = stage.round
     if not session.begin(stage):
         return
@@ -121,7 +124,7 @@ def train(session: Session, stage: Stage, makes: PolicyId) -> None:
         session, stage, policy, settings, examples, makes=makes,
         epochs=config.epochs, batch_trees=config.batch_trees,
         reference_is_policy=on_policy and config.objective != "sft",
-        then=partial(refit, session, round) if has_fits(session.recipe) else None,
+        then=partial(refit, session, round) if refits else None,
     )  # fmt: skip
 
 

@@ -69,7 +69,7 @@ def iterate(session: Session, round: int) -> None:
     this = _Round(session, round)
     if not session.recipe.online.enabled:
         session.serving.publish(this.policy, batch_policy(round, 0))
-        collect.search(session, round)
+        collect.search(session, round, collect.episode_rules)
     with stage_progress(f"round {round}", len(this.problems), unit="trees", done=this.done) as bar:
         this.catch_up()
         for batch in range(this.run.steps, len(this.batches)):
@@ -117,7 +117,10 @@ class _Round:
         self.batches = [self.problems[i : i + size] for i in range(0, len(self.problems), size)]
         self.engine = session.serving.serve(round_policy(round - 1))
         self.policy = session.serving.policy(round_policy(round - 1), lora=True)
-        self.rules, self.judge = collect.search_rules(session, round), session.answers.judge(self.search_stage, "train")
+        self.rules, self.judge = (
+            collect.episode_rules(session, round),
+            session.answers.judge(self.search_stage, "train"),
+        )
         self.found = _Found()
         self.steps: list[Metrics] = self.store.meta(f"steps/{self.train_stage}", [])
         self.checkpoints = session.checkpoints(self.train_stage)

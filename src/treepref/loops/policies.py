@@ -116,7 +116,7 @@ class Policies:
         recipe, done = self._recipe, self._store.stage_done
         if not (recipe.warmup.epochs and done(Stage(0, "sft"))):
             return True
-        rounds = range(1, recipe.rounds + 1) if recipe.method == "dpo_st" else ()
+        rounds = range(1, recipe.rounds + 1) if recipe.retrains_base else ()
         return not all(done(Stage(round, "train")) for round in rounds)
 
     def _needed(self, policy: PolicyId, made_by: Stage) -> bool:

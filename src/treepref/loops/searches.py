@@ -124,7 +124,7 @@ class _Reader:
 def _read(
     view: RunView, stage: Stage, rows: list[TreeRow], pairs: Mapping[str, list[Pair]], chosen: Sequence[str]
 ) -> SearchFound:
-    asked = stage.name == "search" and view.recipe.search.self_evaluation is not None
+    asked = stage.name == "search" and view.recipe.self_evaluation is not None
     reader = _Reader(view, pairs, stage)
     for number, row in enumerate(rows):
         if number >= READ_TREES and not asked and row.key not in chosen:

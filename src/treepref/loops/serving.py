@@ -128,12 +128,9 @@ class Serving:
         """
         if attention_window(policy.model.config) is None:
             return None
-        recipe = self._recipe
-        steps = recipe.search.max_depth * recipe.search.max_step_tokens
-        solution = max(steps, recipe.eval.max_tokens, recipe.self_training.max_tokens)
         prompts = (
             self._text.encode(problem.question)
             for split in ("labelled", "train", "eval")
             for problem in self._store.problems(split)
         )
-        return min(policy.max_context, max(map(len, prompts), default=1) + solution)
+        return min(policy.max_context, max(map(len, prompts), default=1) + self._recipe.longest_solution)

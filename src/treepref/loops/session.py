@@ -18,6 +18,7 @@ import torch
 from treepref.config import Recipe
 from treepref.driver import DriveReport
 from treepref.errors import BudgetError, DataError, EngineError, StoreError
+from treepref.keys import plain
 from treepref.loops.answers import Answers
 from treepref.loops.policies import Policies, begun
 from treepref.loops.serving import Serving
@@ -27,7 +28,7 @@ from treepref.runs.budget import Budget
 from treepref.runs.run_folder import disk_errors, land_file
 from treepref.runs.stage import Stage
 from treepref.runs.store import Store
-from treepref.runs.stored_recipe import stored_recipe
+from treepref.runs.stored_recipe import dropped_keys, stored_recipe
 from treepref.runs.view import RunView
 from treepref.tasks.loading import load_splits
 from treepref.tasks.task import Task, load_task
@@ -89,6 +90,9 @@ class Session:
     def _settle_recipe(self, loaded: LoadedRecipe | None) -> Recipe:
         """The run's recipe; a changed one is taken over where that is allowed, elsewhere refused with a diff."""
         known = stored_recipe(self.store)
+        if known is not None and (dropped := dropped_keys(self.store)):
+            self.store.event("run", "info", f"left out of the recipe, for they did nothing: {', '.join(dropped)}")
+            self.store.set_meta("recipe", plain(known))
         if loaded is None:
             if known is None:
                 raise StoreError(f"{self.store.folder} holds no recipe: start it with `treepref run`")
@@ -104,14 +108,14 @@ class Session:
         land_file(scratch, self.store.folder / "recipe.yaml")
         if known is None:
             self.store.set_meta("reader", READER)
-        self.store.set_meta("recipe", loaded.recipe.model_dump(mode="json"))
+        self.store.set_meta("recipe", plain(loaded.recipe))
         return loaded.recipe
 
     def _store_problems(self) -> None:
         """Read the problems once; the run keeps them, so later lives do not depend on the source."""
         if self.store.meta("problems") is not None:
             return
-        splits = load_splits(self.recipe.task, self.recipe.seed, train_rationales=self.recipe.search.inject_reference)
+        splits = load_splits(self.recipe.task, self.recipe.seed, train_rationales=self.recipe.keeps_rationales)
         for name in ("train", "eval"):
             if not getattr(splits, name):
                 raise DataError(f"the {name} split has no problems: see task.path and task.splits in the recipe")

@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from treepref.evaluation.scores import inference_of, results_document
+from treepref.keys import plain
 from treepref.loops.reading import evaluation_reading
 from treepref.loops.searches import SearchFound, read_searches, search_summary
 from treepref.loops.stored import stored_summary
@@ -46,7 +47,7 @@ def report(view: RunView, console: Console | None = None) -> Path | None:
         land_file(part, view.folder / "results.json")
     readings += search_readings(results["search"])
     data = ReportData(
-        recipe=view.recipe.model_dump(mode="json"),
+        recipe=plain(view.recipe),
         results=results,
         steps=training_steps(store),
         pair_stats=[{"round": r} | _pair_info(store, r) for r in _rounds(view)],
@@ -88,7 +89,7 @@ def results_of(view: RunView, readings: Sequence[Mapping[str, Any]], searches: S
     ]
     errors = [event.message for event in store.events() if event.level == "error"]
     return results_document(
-        recipe.model_dump(mode="json"),
+        plain(recipe),
         recipe.seed,
         rounds,
         view.store.cost(),

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from treepref.config import Recipe
-from treepref.loops.collect import make_pairs, search
+from treepref.loops.collect import make_pairs, mcts_rules, search
 from treepref.loops.evaluate import evaluate
 from treepref.loops.learn import train_round, warm_up
 from treepref.loops.order import Order
@@ -31,7 +31,7 @@ def svpo(session: Session) -> None:
     first_values(session)
     evaluate(session, 0)
     for round in range(1, session.recipe.rounds + 1):
-        search(session, round)
+        search(session, round, mcts_rules)
         make_pairs(session, round)
         train_round(session, round)
         evaluate(session, round)
@@ -45,7 +45,7 @@ def order(recipe: Recipe) -> Order:
 def _search(session: Session, round: int) -> None:
     if round == 1:
         first_values(session)
-    search(session, round)
+    search(session, round, mcts_rules)
 
 
 def _evaluate(session: Session, round: int) -> None:

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-from treepref.config import Recipe
 from treepref.loops.grow import grow, search_limits, tree_job
 from treepref.loops.serving import FIRST_VALUES
 from treepref.loops.session import Session
@@ -35,25 +34,14 @@ FAR = 0.05
 """A head whose AUC within a problem is this far below that of a fit on the same hidden states is told of."""
 
 
-def has_fits(recipe: Recipe) -> bool:
-    """Whether value heads are fitted, or held against a fit, in the run's rounds."""
-    return recipe.method == "svpo" and recipe.train.objective == "svpo"
-
-
-def fits_values(recipe: Recipe) -> bool:
-    """Whether the run's policies get fitted value heads."""
-    return has_fits(recipe) and recipe.value.fit
-
-
 def first_values(session: Session) -> None:
     """Sample with policy 0, fit its value head, and put it into the engine. Nothing where the recipe wants none.
 
     A run whose first search was begun without goes on without. Raises BudgetError where a limit stops it.
     """
     recipe, store = session.recipe, session.store
-    wanted = fits_values(recipe) and recipe.value.problems and recipe.rounds
     if (
-        not wanted
+        not recipe.has_first_values
         or (store.stage(FIRST) is None and store.stage(Stage(1, "search")) is not None)
         or not session.begin(FIRST)
     ):

@@ -13,7 +13,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from treepref.config import Recipe, TaskConfig
+from treepref.config import (
+    DpoStRecipe,
+    EpochsConfig,
+    MctsDpoRecipe,
+    Recipe,
+    SearchConfig,
+    SvpoRecipe,
+    TaskConfig,
+    TreeRecipe,
+)
 from treepref.errors import TreeprefError
 from treepref.recipes.sizing import ModelInfo, Rates
 from treepref.runs.budget import GIGABYTE, budget_tokens
@@ -59,11 +68,11 @@ class Assumptions:
     def lines(self, recipe: Recipe) -> list[str]:
         """The assumptions in words, those that the recipe's method rests on."""
         own = f"{self.useful:.0%} of the problems give pairs"
-        if recipe.method == "dpo_st":
+        if isinstance(recipe, DpoStRecipe):
             own += f", {self.labels:.0%} of the samples become pseudo-labels, every round is run"
         else:
             own = f"{self.simulated:.0%} of the simulations are spent, {own}"
-        if recipe.method == "mcts_dpo" and recipe.search.self_evaluation:
+        if recipe.self_evaluation:
             own += f", a question about a step has {self.question_tokens:.0f} tokens"
         return [
             f"a prompt has {self.prompt_tokens:.0f} tokens, a step {self.step_tokens:.0f}, a solution {self.steps:.1f} "
@@ -119,11 +128,11 @@ def estimate(
     stages = []
     if recipe.warmup.epochs:
         stages.append(StageEstimate("warm-up", *_warmup(recipe, assumed, spend)))
-    if _first_values(recipe):
+    if isinstance(recipe, SvpoRecipe) and recipe.has_first_values:
         stages.append(StageEstimate("round 0 values", *_value_samples(recipe, assumed, spend)))
     stages.append(StageEstimate("round 0 eval", *_evaluation(recipe, assumed, spend, round=0)))
     for round in range(1, recipe.rounds + 1):
-        work = (_self_training if recipe.method == "dpo_st" else _learning)(recipe, assumed, spend, round)
+        work = _work(recipe, assumed, spend, round)
         if not work:  # dpo_st without pseudo-labels has no rounds
             break
         stages += [StageEstimate(f"round {round} {name}", *costs) for name, costs in work.items()]
@@ -142,7 +151,13 @@ def estimate(
 
 def default_assumptions(recipe: Recipe) -> Assumptions:
     """Lengths where nothing is known of the problems: half of what the recipe allows, prompts of 100 tokens."""
-    return Assumptions(100, max(1.0, recipe.search.max_step_tokens / 2), max(1.0, (recipe.search.max_depth + 1) / 2))
+    steps = _steps(recipe)
+    return Assumptions(100, max(1.0, steps.max_step_tokens / 2), max(1.0, (steps.max_depth + 1) / 2))
+
+
+def _steps(recipe: Recipe) -> SearchConfig:
+    """What a step and a solution may be; dpo_st, which samples whole solutions, is given the others' defaults."""
+    return recipe.search if isinstance(recipe, TreeRecipe) else SearchConfig()
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +204,7 @@ class _Spender:
 def _warmup(recipe: Recipe, assumed: Assumptions, spend: _Spender) -> tuple[Cost, Cost]:
     """SFT: labelled problems × epochs × (prompt + solution) tokens, all run forward and backward."""
     sequences = recipe.task.splits.labelled * recipe.warmup.epochs
-    longest = recipe.search.max_depth * recipe.search.max_step_tokens
+    longest = _steps(recipe).max_depth * _steps(recipe).max_step_tokens
     expected = spend(trained=sequences * (assumed.prompt_tokens + assumed.steps * assumed.step_tokens))
     return expected, spend(trained=sequences * (assumed.prompt_tokens + longest))
 
@@ -198,13 +213,24 @@ Costs = tuple[Cost, Cost]
 """Expected cost, and upper bound."""
 
 
-def _learning(recipe: Recipe, assumed: Assumptions, spend: _Spender, round: int) -> dict[str, Costs]:
+def _work(recipe: Recipe, assumed: Assumptions, spend: _Spender, round: int) -> dict[str, Costs]:
+    if isinstance(recipe, DpoStRecipe):
+        return _self_training(recipe, assumed, spend, round)
+    assert isinstance(recipe, TreeRecipe)
+    return _learning(recipe, assumed, spend, round)
+
+
+def _learning(recipe: TreeRecipe, assumed: Assumptions, spend: _Spender, round: int) -> dict[str, Costs]:
     """A round of svpo or mcts_dpo: search and training, by turns or one after the other, cost the same."""
-    search = _episodes if recipe.method == "mcts_dpo" else _search
-    return {"search": search(recipe, assumed, spend, round), "train": _training(recipe, assumed, spend, round)}
+    if isinstance(recipe, MctsDpoRecipe):
+        found = _episodes(recipe, assumed, spend)
+    else:
+        assert isinstance(recipe, SvpoRecipe)
+        found = _search(recipe, assumed, spend, round)
+    return {"search": found, "train": _training(recipe, assumed, spend, round)}
 
 
-def _search(recipe: Recipe, assumed: Assumptions, spend: _Spender, round: int) -> tuple[Cost, Cost]:
+def _search(recipe: SvpoRecipe, assumed: Assumptions, spend: _Spender, round: int) -> tuple[Cost, Cost]:
     """MCTS on every training problem.
 
     generated = trees × simulations × children × step tokens; with `evaluate: rollout` one continuation of up to
@@ -238,7 +264,7 @@ def _search(recipe: Recipe, assumed: Assumptions, spend: _Spender, round: int) -
     return expected, upper
 
 
-def _episodes(recipe: Recipe, assumed: Assumptions, spend: _Spender, round: int) -> Costs:
+def _episodes(recipe: MctsDpoRecipe, assumed: Assumptions, spend: _Spender) -> Costs:
     """mcts_dpo: simulations that run to the end of a solution, on every training problem.
 
     A simulation expands one node after another, down to the end: below the root (expanded once, `root_children` steps)
@@ -272,10 +298,10 @@ def _episodes(recipe: Recipe, assumed: Assumptions, spend: _Spender, round: int)
     return expected, upper
 
 
-def _most_nodes(recipe: Recipe) -> int:
+def _most_nodes(recipe: TreeRecipe) -> int:
     """Steps that a tree can hold."""
     search = recipe.search
-    if recipe.method == "mcts_dpo":
+    if isinstance(recipe, MctsDpoRecipe):
         width = search.root_children or search.children
         return width + search.simulations * (search.max_depth - 1) * search.children
     return search.simulations * search.children
@@ -285,16 +311,10 @@ def _has_values(recipe: Recipe, round: int) -> bool:
     """Whether the policy that a round ended with has a value head: fitted, or trained beside it."""
     train = recipe.train
     if round == 0:
-        return _first_values(recipe)
-    fitted = recipe.method == "svpo" and recipe.value.fit
-    joint = recipe.method != "dpo_st" and train.value_weight + train.margin_weight > 0
+        return isinstance(recipe, SvpoRecipe) and recipe.has_first_values
+    fitted = isinstance(recipe, SvpoRecipe) and recipe.value.fit
+    joint = isinstance(recipe, TreeRecipe) and train.value_weight + train.margin_weight > 0
     return train.objective == "svpo" and (fitted or joint)
-
-
-def _first_values(recipe: Recipe) -> bool:
-    """Whether the first policy gets values before the first search."""
-    wanted = recipe.value.fit and recipe.value.problems and recipe.rounds
-    return bool(recipe.method == "svpo" and recipe.train.objective == "svpo" and wanted)
 
 
 def _value_samples(recipe: Recipe, assumed: Assumptions, spend: _Spender) -> Costs:
@@ -304,7 +324,7 @@ def _value_samples(recipe: Recipe, assumed: Assumptions, spend: _Spender) -> Cos
     """
     problems = min(recipe.value.problems, recipe.task.splits.train)
     rows = min(recipe.engine.max_rows, recipe.search.trees_in_flight * recipe.value.samples)
-    longest = recipe.search.max_depth * recipe.search.max_step_tokens
+    longest = _steps(recipe).max_depth * _steps(recipe).max_step_tokens
 
     def cost(solution: float, prefill: float) -> Cost:
         sampled = problems * recipe.value.samples * solution
@@ -357,10 +377,9 @@ def _self_training(recipe: Recipe, assumed: Assumptions, spend: _Spender, round:
         found["dpo"] = spend(trained=epochs * small), spend(trained=epochs * large, scored=large)
     found["labels"] = sampled(config.label_samples)
     labels, epochs = problems * config.label_samples * round, recipe.warmup.epochs
-    longest = max(most, recipe.search.max_depth * recipe.search.max_step_tokens)  # of a written solution
     found["train"] = (
         spend(trained=epochs * trained(splits.labelled + assumed.labels * labels, solution)),
-        spend(trained=epochs * (trained(splits.labelled, longest) + trained(labels, most))),
+        spend(trained=epochs * (trained(splits.labelled + labels, most))),
     )
     return found
 
@@ -374,7 +393,7 @@ def _training(recipe: Recipe, assumed: Assumptions, spend: _Spender, round: int)
     `reference: initial` it is not, and scores the same tokens once more. mcts_dpo trains on each tree once.
     """
     search, trees = recipe.search, recipe.task.splits.train
-    most_nodes, online = _most_nodes(recipe), recipe.method == "mcts_dpo" and recipe.online.enabled
+    most_nodes, online = _most_nodes(recipe), isinstance(recipe, MctsDpoRecipe) and recipe.online.enabled
     if recipe.train.objective == "svpo" and recipe.train.value_weight:
         nodes = 1.5 * search.simulations * assumed.simulated
     else:
@@ -383,7 +402,7 @@ def _training(recipe: Recipe, assumed: Assumptions, spend: _Spender, round: int)
     small = trees * assumed.useful * (assumed.prompt_tokens + nodes * assumed.step_tokens)
     large = trees * (assumed.prompt_tokens + most_nodes * search.max_step_tokens)
     rescored = recipe.train.reference == "initial" and (round > 1 or online) and recipe.train.objective != "sft"
-    epochs = 1 if recipe.method == "mcts_dpo" else recipe.train.epochs
+    epochs = recipe.train.epochs if isinstance(recipe.train, EpochsConfig) else 1
     return spend(trained=epochs * small, scored=small * rescored), spend(trained=epochs * large, scored=large)
 
 
@@ -394,11 +413,13 @@ def _evaluation(recipe: Recipe, assumed: Assumptions, spend: _Spender, round: in
     B1·B2 steps at each depth; MCTS simulations × children steps.
     prefill: expected, the prompt once a method; upper, the whole state at each expansion.
     """
-    ev, search, problems = recipe.eval, recipe.search, recipe.task.splits.eval
+    ev, problems = recipe.eval, recipe.task.splits.eval
     n = ev.samples if round == recipe.rounds else ev.samples_between
     values = _has_values(recipe, round)
-    widths = [b1 * b2 for b1, b2 in ev.sbs] if values else []
-    mcts = search.simulations * search.children if ev.mcts and values else 0
+    guided, search = recipe if values and isinstance(recipe, TreeRecipe) else None, _steps(recipe)
+    beams = guided.eval.sbs if guided else []
+    widths = [b1 * b2 for b1, b2 in beams]
+    mcts = search.simulations * search.children if guided and guided.eval.mcts else 0
     methods = 1 + (n > 0) + len(widths) + (mcts > 0)
     rows = min(recipe.engine.max_rows, problems * max(1, n))
     longest = search.max_depth * search.max_step_tokens
@@ -413,7 +434,7 @@ def _evaluation(recipe: Recipe, assumed: Assumptions, spend: _Spender, round: in
         scored=problems * (n + steps) * values,
     )
     most_steps = sum(widths) * search.max_depth + mcts
-    expansions = sum(b1 for b1, _ in ev.sbs) * search.max_depth * values + (search.simulations if mcts else 0)
+    expansions = sum(b1 for b1, _ in beams) * search.max_depth + (search.simulations if mcts else 0)
     upper = spend(
         rows=rows,
         generated=problems * ((1 + n) * ev.max_tokens + most_steps * search.max_step_tokens),
@@ -428,7 +449,7 @@ def _disk(recipe: Recipe, info: ModelInfo, searched_tokens: int) -> int:
     AdamW's two float32 moments; small with LoRA), the stored trees, and a few megabytes of tokenizer, report and log a
     round."""
     weights = info.params * info.bytes_per_param
-    a_round = 2 if recipe.method == "dpo_st" and recipe.self_training.dpo else 1
+    a_round = 2 if isinstance(recipe, DpoStRecipe) and recipe.self_training.dpo else 1
     folders = recipe.rounds * a_round + (recipe.warmup.epochs > 0)
     state = 0 if recipe.model.lora else weights + 8 * info.params
     return folders * (weights + 5_000_000) + (2 * state if folders else 0) + searched_tokens * TOKEN_BYTES + 5_000_000
@@ -492,7 +513,7 @@ def measured_assumptions(recipe: Recipe, problems: int = 64) -> Assumptions:
     except TreeprefError as error:
         return replace(assumed, origin=f"{assumed.origin}; nothing measured: {str(error).partition(chr(10))[0]}")
     assumed = replace(assumed, prompt_tokens=sum(prompts) / len(prompts))
-    if asked_of_steps := recipe.search.self_evaluation:
+    if asked_of_steps := recipe.self_evaluation:
         question = (asked_of_steps.example or "") + (asked_of_steps.question or task.self_evaluation)
         assumed = replace(assumed, question_tokens=len(tokenizer(question, add_special_tokens=False)["input_ids"]))
     if not texts:

@@ -14,12 +14,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from treepref.config import Recipe, Section
+from treepref.config import DEFAULT_METHOD, RECIPES, Recipe
 from treepref.errors import RecipeError
+from treepref.keys import flatten, keys_of, known_keys, methods_with, plain
 from treepref.recipes.yaml_text import (
     MAX_BYTES,
     MAX_DEPTH,
@@ -286,13 +287,28 @@ def _by_place(problem: Fault) -> tuple[bool, str, int]:
 
 def _validate(document: Document, source: str) -> tuple[Recipe | None, list[Fault]]:
     """The recipe, or what is wrong with the document's values."""
+    method, faults = document.data.get("method", DEFAULT_METHOD), []
+    if not isinstance(method, str) or method not in RECIPES:
+        faults.append(Fault(document.where(("method",), source), ("method",), _unknown_method(method)))
+        method = DEFAULT_METHOD
+    data = document.data | {"method": method}
     try:
         # Strict, so that "3" is no number and 1 no boolean; as JSON, because there a list may stand for a tuple.
-        recipe = Recipe.model_validate_json(json.dumps(document.data), strict=True)
+        recipe = RECIPES[method].model_validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
-        return None, _describe(error, document, source)
+        described = _describe(error, document, source, method)
+        if faults:  # of which method a key is cannot be said
+            described = [fault for fault in described if not methods_with(dotted(fault.path))]
+        return None, [*faults, *described]
     found = ((tuple(key.split(".")), what) for key, what in conflicts(recipe))
-    return recipe, [Fault(document.where(path, source), path, what) for path, what in found]
+    return recipe, [*faults, *(Fault(document.where(path, source), path, what) for path, what in found)]
+
+
+def _unknown_method(method: Any) -> str:
+    close = difflib.get_close_matches(str(method)[:100], RECIPES, 1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    names = ", ".join(f"'{name}'" for name in RECIPES)
+    return f"must be one of {names} (got {_show(method)}){hint}"
 
 
 def conflicts(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -314,46 +330,17 @@ def conflicts(recipe: Recipe) -> Iterator[tuple[str, str]]:
         )
     if task.checker is not None and not re.fullmatch(r"[\w.]+:[\w.]+", task.checker):
         yield "task.checker", f"must be module:function (got {shorten(task.checker)!r})"
-    if recipe.method == "mcts_dpo" and recipe.search.leaves_in_flight > 1:
-        yield (
-            "search.leaves_in_flight",
-            "must be 1 with mcts_dpo, whose simulations follow one another: raise search.trees_in_flight instead "
-            f"(got {recipe.search.leaves_in_flight})",
-        )
-    if recipe.pairs.min_visits > recipe.search.simulations:
-        yield (
-            "pairs.min_visits",
-            (
-                f"is above search.simulations ({recipe.search.simulations}): no step can be visited that often "
-                f"(got {recipe.pairs.min_visits})"
-            ),
-        )
-    source, size = "task.splits.train", task.splits.train
-    if recipe.method == "dpo_st":  # samples the labelled questions too
-        source, size = "task.splits.labelled + task.splits.train", task.splits.labelled + task.splits.train
-    if recipe.pairs.min_problems > size:
-        yield (
-            "pairs.min_problems",
-            f"is above {source} ({size}): no round can find that many problems (got {recipe.pairs.min_problems})",
-        )
-    if recipe.method == "dpo_st" and not recipe.warmup.epochs:
-        yield (
-            "warmup.epochs",
-            "must be at least 1: dpo_st starts from SFT on the labelled problems and repeats it in every round (got 0)",
-        )
-    for widths in recipe.eval.sbs:
-        if min(widths) < 1:
-            yield "eval.sbs", f"beam widths must be at least 1 (got {list(widths)})"
+    yield from recipe.conflicts()
 
 
-def _describe(error: ValidationError, document: Document, source: str) -> list[Fault]:
+def _describe(error: ValidationError, document: Document, source: str, method: str) -> list[Fault]:
     """One line a wrong key. The branches of a union that all refused one value make one line."""
     found: dict[KeyPath, list[str]] = {}
     values: dict[KeyPath, Any] = {}
     for detail in error.errors(include_url=False)[: 2 * _MAX_LISTED]:
         path, value = _within(document.data, detail["loc"])
         if detail["type"] == "extra_forbidden":
-            found[path] = [_unknown_key(path)]
+            found[path] = [_useless_key(path, method) or _unknown_key(path, method)]
         elif detail["type"] == "missing":
             found[path] = ["is missing"]
         elif detail["type"] == "value_error":  # of a section as a whole: its text names the key
@@ -405,11 +392,19 @@ def _within(data: Any, loc: Sequence[str | int]) -> tuple[KeyPath, Any]:
     return tuple(path), data
 
 
-def _unknown_key(path: KeyPath) -> str:
+def _useless_key(path: KeyPath, method: str) -> str | None:
+    """Message for a key that other methods know; None where none does."""
+    methods = methods_with(dotted(path))
+    if not methods or method in methods:
+        return None
+    return f"has no effect with {method}, only with {' and '.join(methods)}: take it out"
+
+
+def _unknown_key(path: KeyPath, method: str) -> str:
     """Message for an unknown key, with the nearest known one: in its section first, then anywhere."""
     name = str(path[-1])
     prefix = dotted(path).removesuffix(shorten(name))
-    name, known = name[:100], list(known_keys())
+    name, known = name[:100], list(keys_of(RECIPES[method]))
     siblings = [key.removeprefix(prefix) for key in known if key.startswith(prefix)]
     siblings = list(dict.fromkeys(key.partition(".")[0] for key in siblings))
     if name in known and "." in name:
@@ -429,52 +424,17 @@ def _unknown_key(path: KeyPath) -> str:
     return f"unknown key; keys here: {', '.join(siblings)}"
 
 
-# ---- the schema, flat ------------------------------------------------------------------------------------------------
-
-
-def known_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> dict[str, Any]:
-    """Every key of the schema by its dotted name, in order, with its default (sections have no entry of their own,
-    except those that may be null, such as `model.lora`). Required keys have the default `...`."""
-    found: dict[str, Any] = {}
-    for name, info in section.model_fields.items():
-        inner = next(
-            (
-                t
-                for t in (info.annotation, *get_args(info.annotation))
-                if isinstance(t, type) and issubclass(t, Section)
-            ),
-            None,
-        )
-        default = ... if info.is_required() else info.get_default(call_default_factory=True)
-        if inner is None or default is None:
-            found[prefix + name] = default
-        if inner is not None:
-            found.update(known_keys(inner, f"{prefix}{name}."))
-    return found
-
-
-def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys; an empty mapping stays a value."""
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        if isinstance(value, Mapping) and value:
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
 # ---- writing and resuming --------------------------------------------------------------------------------------------
 
 
 def dump_recipe(recipe: Recipe) -> str:
     """YAML of a recipe with every key written out, for `runs/NAME/recipe.yaml`; `load_recipe` reads it back equal."""
-    return f"# The recipe as run, every key written out.\n{dump_yaml(recipe.model_dump(mode='json'))}"
+    return f"# The recipe as run, every key written out.\n{dump_yaml(plain(recipe))}"
 
 
 def recipe_changes(old: Recipe, new: Recipe) -> list[Change]:
     """Every key whose value differs, in the schema's order; a key that one side lacks counts as null."""
-    before, after = flatten(old.model_dump(mode="json")), flatten(new.model_dump(mode="json"))
+    before, after = flatten(plain(old)), flatten(plain(new))
     keys = dict.fromkeys([*before, *after])
     return [Change(k, before.get(k), after.get(k)) for k in keys if before.get(k) != after.get(k)]
 

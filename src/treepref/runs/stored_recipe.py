@@ -3,25 +3,68 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from pydantic import ValidationError
 
-from treepref.config import Recipe
+from treepref.config import DEFAULT_METHOD, RECIPES, Recipe
 from treepref.errors import StoreError
+from treepref.keys import foreign_keys, known_keys, methods_with, without
 from treepref.runs.store import Store
+
+_OFF = {"eval.sbs": [], "eval.mcts": False, "search.leaves_in_flight": 1}
+"""Values beside the default under which a key did nothing."""
 
 
 def stored_recipe(store: Store) -> Recipe | None:
-    """The run's recipe; None where it has none yet. Raises StoreError where this version cannot make sense of it."""
+    """The run's recipe; None where it has none yet. Raises StoreError where this version cannot make sense of it.
+
+    Keys that mean nothing to its method, which older versions wrote, are left out (see `dropped_keys`).
+    """
     known = store.meta("recipe")
     if known is None:
         return None
+    if not isinstance(known, dict) or known.get("method", DEFAULT_METHOD) not in RECIPES:
+        raise StoreError(f"{_damaged(store)} (method): {_WAY_OUT}")
+    method = known.get("method", DEFAULT_METHOD)
+    dropped = dropped_keys(store)
     try:
-        return Recipe.model_validate_json(json.dumps(known))
+        return RECIPES[method].model_validate_json(json.dumps(without(known, set(dropped))))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the whole"
+        raise StoreError(f"{_damaged(store)} ({where}: {first['msg']}): {_WAY_OUT}") from error
+
+
+def dropped_keys(store: Store) -> list[str]:
+    """The keys of the stored recipe that its method does not know. All of them did nothing.
+
+    Raises StoreError where one stands at a value that somebody chose: what was meant by it cannot be told.
+    """
+    known: dict[str, Any] = store.meta("recipe")
+    method = known.get("method", DEFAULT_METHOD)
+    foreign = dict(foreign_keys(known, method))
+    chosen = {key: value for key, value in foreign.items() if not _idle(key, value)}
+    if chosen:
+        lines = (f"  {key}: {json.dumps(value)} ({' and '.join(methods_with(key))})" for key, value in chosen.items())
         raise StoreError(
-            f"{store.folder}/run.db: its recipe is damaged, or of another version of treepref ({where}: "
-            f"{first['msg']}): use that version, restore run.db from a copy, or start another run with another --out"
-        ) from error
+            f"{store.folder}: its recipe sets keys that have no effect with {method}, only with other methods:\n"
+            + "\n".join(lines)
+            + "\nAn older version took them in silence. Start another run without them, with another --out"
+        )
+    return list(foreign)
+
+
+def _idle(key: str, value: Any) -> bool:
+    defaults = known_keys()
+    if key not in defaults:  # in a section that is off where it stands at its default
+        return False
+    default = json.loads(json.dumps(defaults[key]))
+    return value == default or (key in _OFF and value == _OFF[key])
+
+
+_WAY_OUT = "use that version, restore run.db from a copy, or start another run with another --out"
+
+
+def _damaged(store: Store) -> str:
+    return f"{store.folder}/run.db: its recipe is damaged, or of another version of treepref"

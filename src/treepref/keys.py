@@ -1,0 +1,91 @@
+"""The schema of recipes, flat: every key by its dotted name, and which methods know it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from treepref.config import DEFAULT_METHOD, RECIPES, SECTIONS, Recipe, Section
+
+
+def keys_of(section: type[BaseModel], prefix: str = "") -> dict[str, Any]:
+    """The keys of a recipe class, in order, each with its default.
+
+    Sections have no entry of their own, except those that may be null, such as `model.lora`. Required keys have the
+    default `...`.
+    """
+    found: dict[str, Any] = {}
+    fields = section.model_fields
+    for name in sorted(fields, key=SECTIONS.index) if issubclass(section, Recipe) else fields:
+        info = fields[name]
+        kinds = (info.annotation, *get_args(info.annotation))
+        inner = next((t for t in kinds if isinstance(t, type) and issubclass(t, Section)), None)
+        default = ... if info.is_required() else info.get_default(call_default_factory=True)
+        if inner is None or default is None:
+            found[prefix + name] = default
+        if inner is not None:
+            found.update(keys_of(inner, f"{prefix}{name}."))
+    return found
+
+
+@cache
+def known_keys() -> dict[str, Any]:
+    """The keys of all methods. `method` has the default that a recipe without one takes."""
+    found = {key: default for cls in RECIPES.values() for key, default in keys_of(cls).items()}
+    found["method"] = DEFAULT_METHOD
+    return dict(sorted(found.items(), key=lambda item: SECTIONS.index(item[0].partition(".")[0])))
+
+
+@cache
+def methods_with(key: str) -> tuple[str, ...]:
+    """The methods that know a key, or a section."""
+
+    def knows(cls: type[Recipe]) -> bool:
+        return any(known == key or known.startswith(f"{key}.") for known in keys_of(cls))
+
+    return tuple(method for method, cls in RECIPES.items() if knows(cls))
+
+
+def foreign_keys(data: Mapping[str, Any], method: str) -> Iterator[tuple[str, Any]]:
+    """The keys of a recipe's data that other methods know and this one does not, with their values."""
+    own, known = keys_of(RECIPES[method]), known_keys()
+    for key, value in flatten(data).items():
+        parents = (key.rsplit(".", cut)[0] for cut in range(key.count(".") + 1))
+        nearest = next((k for k in parents if k in known or k in own), None)
+        if nearest is not None and nearest not in own and not any(k.startswith(f"{nearest}.") for k in own):
+            yield key, value
+
+
+def without(data: Mapping[str, Any], keys: set[str], prefix: str = "") -> dict[str, Any]:
+    """The data without some keys, and without sections that are empty for want of them."""
+    left: dict[str, Any] = {}
+    for name, value in data.items():
+        key = prefix + name
+        if key in keys:
+            continue
+        if isinstance(value, Mapping) and any(gone.startswith(f"{key}.") for gone in keys):
+            if inner := without(value, keys, f"{key}."):
+                left[name] = inner
+        else:
+            left[name] = value
+    return left
+
+
+def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys; an empty mapping stays a value."""
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def plain(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as JSON-able data, its sections in the order in which they are written."""
+    data = recipe.model_dump(mode="json")
+    return {name: data[name] for name in SECTIONS if name in data}
