@@ -46,8 +46,9 @@ from treepref.search.limits import Limits
 from treepref.search.mcts import Mcts
 from treepref.training.examples import Example, ExampleNode, ExamplePair, attach_reference, example_from_tree
 from treepref.training.forward import model_scorer
-from treepref.training.learner import Learner, LearnerSettings
+from treepref.training.learner import Learner
 from treepref.training.objectives import Coefficients
+from treepref.training.settings import LearnerSettings
 from treepref.types import Node, Pair, PolicyId, Tree, new_tree
 
 BETA = 0.1

@@ -16,7 +16,8 @@ from treepref.models.policy import load_policy, load_tokenizer
 from treepref.models.text import encode_prompt
 from treepref.runs.store import Store
 from treepref.training.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint, told_if_damaged
-from treepref.training.learner import Learner, LearnerSettings
+from treepref.training.learner import Learner
+from treepref.training.settings import LearnerSettings
 from treepref.types import Completion, Cost, JournalEntry
 
 

@@ -24,9 +24,10 @@ from treepref.search.limits import Limits
 from treepref.search.mcts import Mcts
 from treepref.training.examples import Example, attach_reference, example_from_tree
 from treepref.training.forward import Scores, model_scorer, score
-from treepref.training.learner import Learner, LearnerSettings
+from treepref.training.learner import Learner
 from treepref.training.objectives import untrained_preference_loss
 from treepref.training.pairs import sibling_pairs, value_targets
+from treepref.training.settings import LearnerSettings
 from treepref.types import BASE, Node, PolicyId, Request, Tree, new_tree
 
 CLOSE = 1e-4
@@ -170,7 +171,7 @@ def test_the_first_loss_against_recorded_references_is_that_of_no_preference(
     attached, report = attach_reference(examples, model_scorer(student.model), reference=BASE)
     assert (report.recorded, report.recomputed) == (len(examples), 0)
     assert report.checked > 0 and report.worst <= CLOSE
-    settings = LearnerSettings.from_train(TrainConfig(objective=objective, row_tokens=512))
+    settings = LearnerSettings.of(TrainConfig(objective=objective, row_tokens=512))
     losses: list[float] = []
     Learner(student.model, student.value_head, settings).train(
         attached,
@@ -190,7 +191,7 @@ def test_after_an_update_the_engine_records_the_new_policys_log_probs(policy: Po
     for parameter in [*student.model.parameters(), *student.value_head.parameters()]:
         parameter.requires_grad_(True)
     attached, _ = attach_reference(preferences(trees, "svpo"), model_scorer(student.model), reference=BASE)
-    settings = LearnerSettings.from_train(TrainConfig(lr=3e-3, row_tokens=512))
+    settings = LearnerSettings.of(TrainConfig(lr=3e-3, row_tokens=512))
     Learner(student.model, student.value_head, settings).train(attached, batch_trees=4, epochs=2)
     engine.update(merged_state_dict(student), policy_id=PolicyId("round-1"))
     found = search(engine, 6)

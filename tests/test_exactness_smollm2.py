@@ -35,10 +35,11 @@ from treepref.tasks.loading import load_splits
 from treepref.tasks.task import load_task
 from treepref.training.examples import Example, ExampleNode, attach_reference, example_from_tree
 from treepref.training.forward import PackedModel, evaluating, loss_batch, model_scorer, place, scatter_index, score
-from treepref.training.learner import Learner, LearnerSettings
+from treepref.training.learner import Learner
 from treepref.training.packing import collate, flatten
 from treepref.training.pairs import sibling_pairs
 from treepref.training.probe import probe_packing
+from treepref.training.settings import LearnerSettings
 from treepref.types import BASE, Problem, Request, Result, Tree, new_tree
 
 pytestmark = pytest.mark.long
@@ -335,7 +336,7 @@ def test_the_first_dpo_loss_against_the_recorded_reference_is_ln_2(folder: Path,
     assert (report.recorded, report.recomputed) == (len(examples), 0)
     measured("recorded reference, worst token of the sample", report.worst, 1e-3)
     found: list[float] = []
-    settings = LearnerSettings.from_train(TrainConfig(objective="dpo"))
+    settings = LearnerSettings.of(TrainConfig(objective="dpo"))
     Learner(student.model, None, settings).train(
         attached,
         batch_trees=len(attached),

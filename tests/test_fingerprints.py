@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from small_runs import METHODS, SMALL, WARM, Done, copy_model, run_command, treepref_command
 from treepref.errors import ModelError
-from treepref.loops import learn
+from treepref.loops import fit, learn
 from treepref.loops.run import run
 from treepref.loops.serving import Serving
 from treepref.loops.session import Session
@@ -304,7 +304,7 @@ def test_weights_that_training_blew_up_are_not_kept(tmp_path: Path, monkeypatch:
     name, *overrides = METHODS["svpo"]
     recipe = load_recipe(name, overrides)
     with monkeypatch.context() as patched:
-        patched.setattr(learn, "Learner", BlowsUp)
+        patched.setattr(fit, "Learner", BlowsUp)
         with pytest.raises(ModelError, match=r"not finite.*not saved"):
             run(recipe, tmp_path / "run")
     assert not (tmp_path / "run" / "round-1").exists()

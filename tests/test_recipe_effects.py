@@ -253,7 +253,7 @@ def traced(folder: Path, method: str, overrides: tuple[str, ...]) -> Trace:
     return trace
 
 
-LEARNERS = ("treepref.loops.learn", "treepref.loops.mcts_dpo")
+LEARNERS = ("treepref.loops.fit",)
 
 
 def stored(run: Path) -> Iterator[tuple[str, object]]:

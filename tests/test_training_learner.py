@@ -19,11 +19,12 @@ from treepref.config import TrainConfig, WarmupConfig
 from treepref.errors import DataError, ModelError, StoreError
 from treepref.training.examples import Example, ExampleNode, ExamplePair, attach_reference, example_from_solution
 from treepref.training.forward import loss_batch, model_scorer
-from treepref.training.learner import Learner, LearnerSettings
+from treepref.training.learner import Learner
 from treepref.training.objectives import OBJECTIVES, Coefficients, Counts, LossBatch, total
 from treepref.training.packing import flatten
 from treepref.training.probe import wholly_float64
 from treepref.training.schedule import lr_factor, plan_steps
+from treepref.training.settings import LearnerSettings
 from treepref.types import PolicyId
 
 EXACT: dict[str, Any] = {"lr": 0.0, "clip": 1e30}
@@ -252,7 +253,7 @@ def test_warm_up_learns_a_rule() -> None:
         example_from_solution(sequence(s, 1 + s % 2), sequence(s + 1 + s % 2, 6), id=f"s{s:02d}") for s in range(0, 31)
     ]
     model = tiny_llama().float()
-    settings = LearnerSettings.from_warmup(WarmupConfig(epochs=1, lr=1e-2), row_tokens=64, rows_per_pass=4)
+    settings = LearnerSettings.of(WarmupConfig(epochs=1, lr=1e-2), row_tokens=64, rows_per_pass=4)
     log: list[dict[str, float]] = []
     Learner(model, None, settings).train(examples, epochs=30, batch_tokens=60, on_step=log.append)
     assert log[-1]["nll"] == pytest.approx(log[-1]["loss"], rel=1e-5)
@@ -331,7 +332,7 @@ def test_only_parameters_that_require_a_gradient_are_trained() -> None:
 def test_weight_decay_spares_norms_and_the_value_head_has_its_own_rate() -> None:
     learner = Learner(tiny_llama(), tiny_value_head(), LearnerSettings(weight_decay=0.1, lr=1e-3, value_lr=1e-2))
     names = {id(p): name for name, p in learner.parameters.items()}
-    for group in learner._optimizer().param_groups:
+    for group in learner.stepper.optimizer().param_groups:
         for parameter in group["params"]:
             name = names[id(parameter)]
             assert group["weight_decay"] == (0.0 if "norm" in name else 0.1)
@@ -389,7 +390,7 @@ def test_learning_rate_schedule_by_hand() -> None:
 
 
 def test_settings_of_a_recipe() -> None:
-    settings = LearnerSettings.from_train(TrainConfig(beta=0.3, lr=2e-4, row_tokens=512), seed=7)
+    settings = LearnerSettings.of(TrainConfig(beta=0.3, lr=2e-4, row_tokens=512), seed=7)
     assert (settings.coefficients.beta, settings.lr, settings.row_tokens, settings.seed) == (0.3, 2e-4, 512, 7)
 
 

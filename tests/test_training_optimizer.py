@@ -10,8 +10,9 @@ from torch import nn
 
 from training_cases import random_examples, tiny_llama
 from treepref.models.value_head import ValueHead
-from treepref.training.learner import Learner, LearnerSettings
+from treepref.training.learner import Learner
 from treepref.training.optimizer import FloatAdamW
+from treepref.training.settings import LearnerSettings
 
 
 def stepped(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, steps: int) -> None:

@@ -11,7 +11,8 @@ from torch import multiprocessing
 
 from training_cases import random_examples, tiny_llama, tiny_value_head
 from treepref.training.forward import model_scorer
-from treepref.training.learner import Learner, LearnerSettings
+from treepref.training.learner import Learner
+from treepref.training.settings import LearnerSettings
 
 EXAMPLES = 5
 """An odd number, and steps of at most two: in the last step the second rank has nothing to do."""

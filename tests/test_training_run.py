@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,16 @@ import torch
 
 from test_training_learner import weights
 from training_cases import random_examples, tiny_llama, tiny_value_head
+from treepref.config import TrainConfig
 from treepref.errors import DataError, ModelError, StoreError
+from treepref.training import settings as settings_module
+from treepref.training.attention import choose_attention, kinds_of
 from treepref.training.examples import Example, attach_reference
 from treepref.training.forward import model_scorer
-from treepref.training.learner import Learner, LearnerRun, LearnerSettings
+from treepref.training.learner import Learner, LearnerRun
+from treepref.training.objectives import Coefficients
 from treepref.training.schedule import lr_factor, plan_steps
+from treepref.training.settings import LearnerSettings
 from treepref.types import PolicyId
 
 SETTINGS = LearnerSettings(lr=1e-2, weight_decay=0.1, warmup_ratio=0.2)
@@ -55,10 +61,10 @@ def test_a_step_without_examples_moves_the_schedule_alone() -> None:
     subject = learner(objective="dpo")
     run = subject.start(6, identity={})
     run.step(batches()[0])
-    before, moments = weights(subject).clone(), run._optimizer.state_dict()["state"][0]["exp_avg"].clone()
+    before, moments = weights(subject).clone(), run.optimizer.state_dict()["state"][0]["exp_avg"].clone()
     metrics = run.step([])
     assert torch.equal(weights(subject), before)
-    assert torch.equal(run._optimizer.state_dict()["state"][0]["exp_avg"], moments)
+    assert torch.equal(run.optimizer.state_dict()["state"][0]["exp_avg"], moments)
     assert (run.steps, metrics["trees"], metrics["tokens"], "loss" in metrics) == (2, 0, 0, False)
     assert metrics["lr"] == SETTINGS.lr * lr_factor(1, 6, 0.2, "cosine")
     assert run.step(batches()[1])["lr"] == SETTINGS.lr * lr_factor(2, 6, 0.2, "cosine")
@@ -149,3 +155,51 @@ def test_bad_steps_are_refused() -> None:
     run.step(batch)
     with pytest.raises(ValueError, match="all 1 steps"):
         run.step(batch)
+
+
+# ---- attention
+
+
+def test_the_kind_of_attention_is_a_table_and_no_race() -> None:
+    """On a CPU blocks, where the model takes them; a name overrides; what the model does not take is refused."""
+    model = tiny_llama()
+    assert kinds_of(model) == ["blocks", "mask"]
+    assert choose_attention(model, "auto") == "blocks" and choose_attention(model, "mask") == "mask"
+    with pytest.raises(ModelError, match=r"train\.attention=flex: LlamaForCausalLM takes blocks or mask on this"):
+        choose_attention(model, "flex")
+    run = learner().start(1, identity={})
+    assert run.result.attention == "blocks"
+
+
+def test_a_resumed_run_goes_on_with_the_attention_that_it_was_begun_with(tmp_path: Path) -> None:
+    steps = batches()
+    begun = learner(attention="mask")
+    run = begun.start(6, identity={}, checkpoints=tmp_path, checkpoint_every=1)
+    run.step(steps[0])
+    resumed = learner()  # auto, which would take blocks
+    run = resumed.start(6, identity={}, checkpoints=tmp_path)
+    assert (run.steps, run.result.attention, resumed.packed.attention) == (1, "mask", "mask")
+    assert learner(attention="blocks").start(6, identity={}, checkpoints=tmp_path).result.attention == "blocks"
+
+
+def test_an_attention_that_is_not_there_any_more_is_told_with_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"begun with attention 'flex'.*set train\.attention to blocks or mask"):
+        choose_attention(tiny_llama(), "auto", "flex")
+
+
+# ---- settings
+
+
+def test_training_has_one_set_of_defaults() -> None:
+    settings, section = LearnerSettings(), TrainConfig()
+    assert LearnerSettings.of(section) == settings
+    shared = {f.name for f in fields(LearnerSettings)} & set(TrainConfig.model_fields)
+    constants = {f.name for f in fields(Coefficients)}
+    assert shared >= {"lr", "objective", "clip", "row_tokens", "schedule"} and constants <= set(
+        TrainConfig.model_fields
+    )
+    for source in ("settings.py", "objectives.py"):
+        text = Path(settings_module.__file__).with_name(source).read_text()
+        for name in shared | constants:
+            for default in re.findall(rf"^    {name}: [^=\n]+ = (.+)$", text, re.M):
+                assert default == f"DEFAULTS.{name}", f"{source} has a default of its own for {name}"

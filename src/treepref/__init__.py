@@ -25,7 +25,8 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "training.pairs": ("sibling_pairs", "solution_pairs", "correct_paths", "value_targets"),
     "training.examples": ("example_from_tree", "example_from_solution", "attach_reference"),
     "training.forward": ("model_scorer",),
-    "training.learner": ("Learner", "LearnerSettings"),
+    "training.learner": ("Learner",),
+    "training.settings": ("LearnerSettings",),
     "recipes.reading": ("load_recipe",),
     "loops.run": ("run",),
 }

@@ -217,7 +217,7 @@ class TrainConfig(Section):
     row_tokens: int = Field(2048, ge=16, le=10_000_000)
     """Length of a packed row."""
     attention: Literal["auto", "mask", "blocks", "flex"] = "auto"
-    """How packed rows are attended to; auto: what the model takes and is fastest (measured on a GPU)."""
+    """How packed rows are attended to; auto: blocks on a CPU, the mask on a GPU, or what a resumed training had."""
     recompute: bool = False
     """Gradient checkpointing: each layer's activations are computed again in the backward pass."""
     warmup_ratio: float = Field(0.03, ge=0, le=1)

@@ -10,23 +10,22 @@ from typing import Any
 
 from treepref.config import TrainConfig
 from treepref.errors import BudgetError, DataError
+from treepref.loops.fit import Fit, cost_of, rows_per_pass
 from treepref.loops.session import Session
 from treepref.loops.values import refit
 from treepref.models.policy import Policy
 from treepref.models.text import encode_prompt, encode_solution
 from treepref.progress import stage_progress
 from treepref.runs.stage import Stage, round_policy
-from treepref.training.checkpoints import remove_checkpoints
 from treepref.training.examples import Example, attach_reference, example_from_solution, example_from_tree
 from treepref.training.forward import model_scorer
-from treepref.training.learner import Learner, LearnerSettings
 from treepref.training.pairs import best_outcomes, correct_paths, value_targets
 from treepref.training.probe import probe_packing
 from treepref.training.schedule import plan_steps
+from treepref.training.settings import LearnerSettings
+from treepref.training.tally import Metrics
 from treepref.types import Cost, Pair, PolicyId, Problem, Tree
 
-PASS_TOKENS = 4096
-"""Tokens in one forward pass: several short rows cost less than a long one, for attention grows with a row's length."""
 CHECKPOINT_STEPS = 200
 """Optimizer steps between two saved training states."""
 VALUE_TARGETS = {"mean": value_targets, "best": best_outcomes}
@@ -55,7 +54,7 @@ def fine_tune(session: Session, stage: Stage, makes: PolicyId, *, more: Sequence
             "model with a longer context, or set warmup.epochs=0"
         )
     train = session.recipe.train
-    settings = LearnerSettings.from_warmup(
+    settings = LearnerSettings.of(
         config,
         seed=session.recipe.seed,
         row_tokens=train.row_tokens,
@@ -117,9 +116,7 @@ def train(session: Session, stage: Stage, makes: PolicyId, *, refits: bool = Fal
     on_policy = config.objective == "sft" or _reference(session, round) == round_policy(round - 1)
     if config.objective != "sft":
         examples = _with_reference(session, stage, policy, examples)
-    settings = LearnerSettings.from_train(
-        config, seed=session.recipe.seed + round, rows_per_pass=rows_per_pass(session)
-    )
+    settings = LearnerSettings.of(config, seed=session.recipe.seed + round, rows_per_pass=rows_per_pass(session))
     _fit(
         session, stage, policy, settings, examples, makes=makes,
         epochs=config.epochs, batch_trees=config.batch_trees,
@@ -190,60 +187,28 @@ def _fit(
     `then`: what is done to the trained policy before it is saved; what the stage's row says of it, and its cost.
     """
     probe_packing(policy.model, longest_path=max((e.longest_path for e in examples), default=None))
-    checkpoints = session.checkpoints(stage)
-    flops = float(policy.flops_per_token)  # search and training are counted alike
-    learner = Learner(policy.model, policy.value_head, settings, flops_per_token=flops)
-    steps: list[dict[str, float]] = session.store.meta(f"steps/{stage}", [])
-    stop = session.stop_reason(_training_cost(lambda: steps))
+    fit = Fit(session, stage, policy, settings)
+    stop = session.stop_reason(fit.cost_so_far)
     batches = {"batch_trees": batch_trees, "batch_tokens": batch_tokens}
     total = len(plan_steps(examples, epochs, settings.seed, **batches))
     with stage_progress(f"round-{stage.round}: {stage.name}", total, unit="steps") as bar:
 
-        def on_step(metrics: dict[str, float]) -> None:
-            del steps[int(metrics["step"]) :]
-            steps.append(dict(metrics))
+        def show(metrics: Metrics) -> None:
             note = f"loss {metrics['loss']:.3f}"
             bar.update(done=int(metrics["step"]) + 1, tokens=int(metrics["total_tokens"]), note=note)
 
-        result = learner.train(
+        result = fit.learner.train(
             examples,
             epochs=epochs,
             **batches,
             reference_is_policy=reference_is_policy,
-            on_step=on_step,
-            before_save=lambda: session.store.set_meta(f"steps/{stage}", steps),
             stop=lambda _: stop() is not None,
-            checkpoints=checkpoints,
-            checkpoint_every=CHECKPOINT_STEPS,
+            **fit.keeping(CHECKPOINT_STEPS, show),
         )
     if result.stopped and result.steps < result.total_steps:
         raise BudgetError(stop() or "stopped")
     policy.id = makes
-    if learner.trains_values:
+    if fit.learner.trains_values:
         policy.values_trained = True
-    cost = Cost(training_tokens=result.tokens, flops=result.flops, seconds=result.seconds)
-    info: dict[str, Any] = {"steps": result.steps, "examples": len(examples)}
-    if then is not None:
-        more, spent = then(policy)
-        info, cost = info | more, cost + spent
-    kept = session.serving.keep(policy)
-    with session.store.transaction():
-        session.policies.remember(makes, kept)
-        session.store.add_cost(stage, cost)
-        session.store.finish_stage(stage, info)
-    session.serving.publish(policy)
-    remove_checkpoints(checkpoints)
-
-
-def _training_cost(steps: Callable[[], Sequence[dict[str, float]]]) -> Callable[[], Cost]:
-    def cost() -> Cost:
-        done = steps()
-        if not done:
-            return Cost()
-        return Cost(training_tokens=int(done[-1]["total_tokens"]), seconds=done[-1]["seconds"])
-
-    return cost
-
-
-def rows_per_pass(session: Session) -> int:
-    return max(1, PASS_TOKENS // session.recipe.train.row_tokens)
+    info, spent = ({}, Cost()) if then is None else then(policy)
+    fit.finish(makes, cost_of(result) + spent, {"steps": result.steps, "examples": len(examples)} | info)

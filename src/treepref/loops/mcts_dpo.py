@@ -25,8 +25,9 @@ from treepref.config import Recipe
 from treepref.errors import BudgetError, DataError, TooFewPairs
 from treepref.loops import collect
 from treepref.loops.evaluate import evaluate
+from treepref.loops.fit import Fit, cost_of, rows_per_pass
 from treepref.loops.grow import grow_some
-from treepref.loops.learn import rows_per_pass, tree_example, warm_up
+from treepref.loops.learn import tree_example, warm_up
 from treepref.loops.order import Order
 from treepref.loops.reading import search_reading
 from treepref.loops.session import Session
@@ -34,11 +35,11 @@ from treepref.models.lora import has_adapters
 from treepref.models.policy import Policy, adapter_off
 from treepref.progress import Progress, stage_progress
 from treepref.runs.stage import Stage, batch_policy, round_policy
-from treepref.training.checkpoints import remove_checkpoints
 from treepref.training.examples import Example, NodeLogprobs, Scorer, attach_reference
 from treepref.training.forward import model_scorer
-from treepref.training.learner import Learner, LearnerRun, LearnerSettings, Metrics
+from treepref.training.learner import LearnerRun
 from treepref.training.pairs import PairStats
+from treepref.training.settings import LearnerSettings
 from treepref.types import Cost, Pair, PolicyId, Problem, Tree
 
 CHECKED_NODES = 8
@@ -122,20 +123,13 @@ class _Round:
             session.answers.judge(self.search_stage, "train"),
         )
         self.found = _Found()
-        self.steps: list[Metrics] = self.store.meta(f"steps/{self.train_stage}", [])
-        self.checkpoints = session.checkpoints(self.train_stage)
-        self.learner = self._learner()
+        settings = LearnerSettings.of(
+            session.recipe.train, seed=session.recipe.seed + round, rows_per_pass=rows_per_pass(session)
+        )
+        self.fit = Fit(session, self.train_stage, self.policy, settings)
         self.run = self._start()
         before = self.engine.cost + Cost()
-        self.stop = session.stop_reason(lambda: self.engine.cost - before + _cost(self.run))
-
-    def _learner(self) -> Learner:
-        session, policy = self.session, self.policy
-        settings = LearnerSettings.from_train(
-            session.recipe.train, seed=session.recipe.seed + self.round, rows_per_pass=rows_per_pass(session)
-        )
-        flops = float(policy.flops_per_token)  # search and training are counted alike
-        return Learner(policy.model, policy.value_head, settings, flops_per_token=flops)
+        self.stop = session.stop_reason(lambda: self.engine.cost - before + cost_of(self.run.result))
 
     def _start(self) -> LearnerRun:
         """The training run, or where its last saved state left it."""
@@ -147,19 +141,8 @@ class _Round:
             "online": self.config.enabled,
             "reference": self.session.recipe.train.reference,
         }
-        return self.learner.start(
-            len(self.batches),
-            identity=identity,
-            checkpoints=self.checkpoints,
-            checkpoint_every=self.config.checkpoint_every,
-            on_step=self._keep,
-            before_save=lambda: self.store.set_meta(f"steps/{self.train_stage}", self.steps),
-        )
-
-    def _keep(self, metrics: Metrics) -> None:
-        """Learning curves; those of steps that are done again come anew."""
-        del self.steps[int(metrics["step"]) :]
-        self.steps.append(dict(metrics))
+        keeping = self.fit.keeping(self.config.checkpoint_every)
+        return self.fit.learner.start(len(self.batches), identity=identity, **keeping)
 
     @property
     def done(self) -> int:
@@ -167,7 +150,7 @@ class _Round:
 
     @property
     def note(self) -> str:
-        loss = self.steps[-1].get("loss") if self.steps else None
+        loss = self.fit.steps[-1].get("loss") if self.fit.steps else None
         return f"{self.found.stats.pairs:,} pairs" + ("" if loss is None else f", loss {loss:.3f}")
 
     # -- the three parts of a batch
@@ -220,19 +203,16 @@ class _Round:
         session, result = self.session, self.run.result
         if self.found.stats.paired < session.recipe.pairs.min_problems:
             self._too_few("The round's policy was not kept: so few would fit noise.")
-        self.policy.id = round_policy(self.round)
-        if self.learner.trains_values:
+        if self.fit.learner.trains_values:
             self.policy.values_trained = True
-        kept = session.serving.keep(self.policy)
-        with self.store.transaction():
-            session.policies.remember(self.policy.id, kept)
+        info = {"steps": result.steps, "examples": self.found.stats.paired}
+
+        def with_it() -> None:
             collect.finish_search(session, self.round)
             self.store.put_pairs(self.round, self.found.pairs)
             self.store.finish_stage(Stage(self.round, "pairs"), asdict(self.found.stats))
-            self.store.add_cost(self.train_stage, _cost(self.run))
-            self.store.finish_stage(self.train_stage, {"steps": result.steps, "examples": self.found.stats.paired})
-        session.serving.publish(self.policy)
-        remove_checkpoints(self.checkpoints)
+
+        self.fit.finish(round_policy(self.round), cost_of(result), info, with_it=with_it)
 
     # -- reference log-probs
 
@@ -320,8 +300,3 @@ def _ordered(session: Session, round: int) -> list[Problem]:
     problems = sorted(session.problems("train"), key=lambda p: p.id)
     random.Random(f"{session.recipe.seed}/{round}").shuffle(problems)
     return problems
-
-
-def _cost(run: LearnerRun) -> Cost:
-    result = run.result
-    return Cost(training_tokens=result.tokens, flops=result.flops, seconds=result.seconds)

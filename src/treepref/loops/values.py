@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
+from treepref.loops.fit import rows_per_pass
 from treepref.loops.grow import grow, search_limits, tree_job
 from treepref.loops.serving import FIRST_VALUES
 from treepref.loops.session import Session
@@ -27,9 +28,6 @@ from treepref.types import Cost, Tree
 
 FIRST = Stage(0, "values")
 """The stage of the first policy's samples and fit."""
-PASS_TOKENS = 4096
-
-
 FAR = 0.05
 """A head whose AUC within a problem is this far below that of a fit on the same hidden states is told of."""
 
@@ -113,7 +111,7 @@ def fit_on(session: Session, policy: Policy, trees: Sequence[Tree]) -> tuple[Val
         most=config.most_steps,
         seed=session.recipe.seed,
         row_tokens=row_tokens,
-        rows_per_pass=max(1, PASS_TOKENS // row_tokens),
+        rows_per_pass=rows_per_pass(session),
     )
     fit = fit_values(data, ranking=config.ranking, seed=session.recipe.seed)
     seconds = time.perf_counter() - started

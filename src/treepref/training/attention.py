@@ -20,6 +20,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from treepref.errors import ModelError
+
 NAME = "treepref_blocks"
 """What attention in blocks is called in a model's config while it is in use."""
 Kind = Literal["mask", "blocks", "flex"]
@@ -136,26 +138,48 @@ def block_attention(
 AttentionInterface.register(NAME, block_attention)
 
 
-def kinds_of(model: nn.Module) -> list[Kind]:
-    """The kinds that may serve this model where it is, the one to take without measuring first.
+PREFERRED: dict[str, tuple[Kind, ...]] = {"cpu": ("blocks", "mask"), "cuda": ("mask", "blocks", "flex")}
+"""By device, the kind to take first. On a CPU a masked key costs what a seen one does, so blocks win (measured:
+docs/performance.md); on a GPU nothing was measured yet, and a mask is what every model takes."""
 
-    On a CPU there is one: a masked key costs there what a seen one does, so blocks win wherever a model takes them
-    (it asks transformers for its attention, and hands on what it does not know).
+
+def kinds_of(model: nn.Module) -> list[Kind]:
+    """The kinds that may serve this model where it is, the one to take first.
+
+    A model takes blocks and FlexAttention where it asks transformers for its attention, and hands on what it does not
+    know.
     """
     decoder = model.get_decoder()
     device = next(model.parameters()).device.type
     asks = getattr(decoder.config, "_attn_implementation", None) in ("sdpa", NAME)
     named = inspect.signature(decoder.forward).parameters.values()
     hands_on = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in named)
-    blocks = asks and hands_on and getattr(decoder, "_supports_attention_backend", False)
-    if device == "cpu":
-        return ["blocks"] if blocks else ["mask"]
-    kinds: list[Kind] = ["mask"]
-    if blocks:
-        kinds.append("blocks")
-    if asks and device == "cuda" and getattr(decoder, "_supports_flex_attn", False):
-        kinds.append("flex")
-    return kinds
+    taken: dict[Kind, bool] = {
+        "mask": True,
+        "blocks": asks and hands_on and getattr(decoder, "_supports_attention_backend", False),
+        "flex": asks and device == "cuda" and getattr(decoder, "_supports_flex_attn", False),
+    }
+    return [kind for kind in PREFERRED.get(device, ("mask",)) if taken[kind]]
+
+
+def choose_attention(model: nn.Module, wanted: str, before: Kind | None = None) -> Kind:
+    """The kind that is `wanted`; "auto": the one that the run used `before`, or the first that the model takes here.
+
+    Raises ModelError where the model does not take it on this device.
+    """
+    kinds = kinds_of(model)
+    kind = (before or kinds[0]) if wanted == "auto" else wanted
+    if kind in kinds:
+        return kind  # type: ignore[return-value]
+    if wanted == "auto":
+        raise ModelError(
+            f"this training was begun with attention {kind!r}, which {type(model).__name__} does not take on this "
+            f"device: set train.attention to {' or '.join(kinds)} to go on with another, whose rounding differs"
+        )
+    raise ModelError(
+        f"train.attention={wanted}: {type(model).__name__} takes {' or '.join(sorted(kinds))} on this device; set one "
+        "of these, or auto"
+    )
 
 
 def tiles(ends_RL: Tensor) -> BlockMask:

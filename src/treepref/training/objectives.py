@@ -24,6 +24,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
+from treepref.config import TrainConfig
+
+DEFAULTS = TrainConfig()
+"""The one set of defaults of training: a recipe's."""
 Per = Literal["pairs", "values", "tokens"]
 """What a term is averaged over."""
 
@@ -72,14 +76,14 @@ class LossBatch:
 class Coefficients:
     """Constants of the objectives (methods: SVPO §1, MCTS-DPO §2)."""
 
-    beta: float = 0.1
-    value_weight: float = 0.1
+    beta: float = DEFAULTS.beta
+    value_weight: float = DEFAULTS.value_weight
     """a: mean squared error of V against its target."""
-    margin_weight: float = 0.1
+    margin_weight: float = DEFAULTS.margin_weight
     """b: ranking loss on the values of a pair."""
-    margin: float = 0.5
+    margin: float = DEFAULTS.margin
     """m: by how much V(w) should exceed V(l)."""
-    sft_weight: float = 0.1
+    sft_weight: float = DEFAULTS.sft_weight
     """c: NLL of the winner, per token."""
 
 
