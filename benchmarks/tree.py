@@ -19,12 +19,12 @@ from typing import Any
 
 from common import alternate, finish, parser, rss_mb, runs_of, same
 from treepref.driver import Job, drive
-from treepref.engines.base import Engine
+from treepref.engines.base import Engine, EngineLimits
 from treepref.search.limits import Limits
 from treepref.search.mcts import Mcts
 from treepref.search.rules import backup_mean
 from treepref.search.tree import tree_size
-from treepref.types import Completion, Node, Request, Result, Tree, new_tree
+from treepref.types import BASE, Completion, Node, Request, Result, Tree, new_tree
 
 CHILDREN = 5
 STEP_TOKENS = 16
@@ -222,17 +222,15 @@ def real_search(model: str, questions: int, simulations: int, threads: int) -> d
 class Instant:
     """An engine that has every answer at once: what is left of a search is driver and tree."""
 
-    deterministic, policy_id, has_values, max_context = True, 0, True, 1 << 30
+    tokenizer, policy_id, limits = None, BASE, EngineLimits(1 << 30, True, frozenset({"value"}))
 
     def __init__(self) -> None:
-        from treepref.types import Cost
-
-        self.cost, self._pool, self._waiting, self._sent = Cost(), step_pool(), [], 0
+        self._pool, self._waiting, self._sent = step_pool(), [], 0
 
     def submit(self, requests: Sequence[Request]) -> None:
         self._waiting.extend(requests)
 
-    def poll(self) -> list[Result]:
+    def poll(self, timeout: float | None = None) -> list[Result]:
         found = []
         for request in self._waiting:
             self._sent += 1

@@ -163,7 +163,7 @@ def main() -> None:
 
 def measure(session: Session, out: Path, problems: int, fit: dict[str, Any]) -> None:
     recipe, engine = session.recipe, session.serving.serve(FIRST_POLICY)
-    join, context, delimiter = session.serving.join(), engine.max_context, recipe.task.delimiter
+    join, context, delimiter = session.serving.join(), engine.limits.max_context, recipe.task.delimiter
     assert join is not None
     methods: dict[str, Scores] = {}
     rows, _ = decode(session, decoding.greedy(recipe.eval, context), problems)

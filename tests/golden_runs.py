@@ -118,13 +118,7 @@ def scripted_engine(script: Script) -> type[ScriptedEngine]:
                 script, value=script.value, score=script.logprobs, has_values=True,
                 choice=lambda prefix, choice: (_hashed("choice", prefix) / 2, 0.25), max_context=policy.max_context,
             )  # fmt: skip
-            self.policy, self.policy_id = policy, policy.id
-
-        def update(self, weights, policy_id) -> None:
-            super().update({}, policy_id)
-
-        def close(self) -> None:
-            pass
+            self.tokenizer, self.policy_id = policy.tokenizer, policy.id
 
     return Engine
 

@@ -14,9 +14,9 @@ from treepref.engines.base import Engine, generate
 from treepref.engines.sampling import sample, uniforms
 from treepref.engines.scripted import DELIMITER, EOS, ScriptedEngine, World
 from treepref.engines.torch_engine import TorchEngine
-from treepref.errors import ModelError
 from treepref.models.policy import Policy, clone_policy
 from treepref.models.tiny import build_tiny_model, build_tiny_tokenizer
+from treepref.models.weights import PolicyWeights
 from treepref.tools.base import Forced
 from treepref.types import Choice, Completion, Cost, PolicyId, Request
 
@@ -54,6 +54,15 @@ def plain_choice(policy: Policy, prefix: Sequence[int], choice: Choice) -> list[
     return [sum(last_V[i].item() for i in option) for option in choice.options]
 
 
+def weighed(engine: Engine, prefixes: Sequence[tuple[int, ...]], choice: Choice) -> list[tuple[float, ...] | None]:
+    """What the engine answers when a choice is put after each prefix, whose last token is given to it."""
+    asked = [
+        Request(f"w{i}", p[:-1], 0, (), 1, delimiter=None, choice=choice, given=(p[-1:],))
+        for i, p in enumerate(prefixes)
+    ]
+    return [result.completions[0].choice_probs for result in generate(engine, asked)]
+
+
 def spent(engine: Engine, before: Cost) -> Cost:
     return engine.cost - before
 
@@ -64,14 +73,14 @@ def spent(engine: Engine, before: Cost) -> Cost:
 def test_choice_probs_are_the_summed_softmax_of_a_plain_forward(policy: Policy) -> None:
     engine = TorchEngine(clone_policy(policy), max_rows=5)
     (eos,) = policy.eos_ids
-    prefixes = [*prompts(12), (*prompts(1)[0], eos), (7,)]
-    for prefix, probs in zip(prefixes, engine.choice_probs(prefixes, CHOICE), strict=True):
+    prefixes = [*prompts(12), (*prompts(1)[0], eos), (7, 8)]
+    for prefix, probs in zip(prefixes, weighed(engine, prefixes, CHOICE), strict=True):
         assert probs == pytest.approx(plain_choice(policy, prefix, CHOICE), abs=1e-5)
     bare = dataclasses.replace(CHOICE, suffix=())
-    assert engine.choice_probs([(7, 8)], bare)[0] == pytest.approx(plain_choice(policy, (7, 8), bare), abs=1e-5)
+    assert weighed(engine, [(7, 8)], bare)[0] == pytest.approx(plain_choice(policy, (7, 8), bare), abs=1e-5)
     everything = Choice((9,), (tuple(range(len(policy.tokenizer))),))
-    assert engine.choice_probs([(7, 8)], everything)[0] == pytest.approx((1.0,), abs=1e-5)
-    assert engine.cost.generated_tokens == 0 and engine.cost.prefill_tokens == 0
+    assert weighed(engine, [(7, 8)], everything)[0] == pytest.approx((1.0,), abs=1e-5)
+    assert engine.cost.generated_tokens == 0
 
 
 def test_choices_after_samples_equal_a_plain_forward_whatever_way_the_sample_ended(policy: Policy) -> None:
@@ -130,15 +139,9 @@ def test_a_choice_without_room_is_not_asked_and_impossible_ones_are_refused(poli
     wrong = Choice((1,), ((10_000,),))
     (refused,) = generate(engine, [ask("w", (7,), choice=wrong)])
     assert "token 10000" in refused.error
-    with pytest.raises(ModelError, match="token 10000"):
-        engine.choice_probs([(7,)], wrong)
-    with pytest.raises(ModelError, match="context is 96"):
-        engine.choice_probs([(7,) * 94], CHOICE)
-    with pytest.raises(ModelError, match="at least one"):
-        engine.choice_probs([()], CHOICE)
 
 
-def test_choice_probs_may_be_asked_while_samples_are_in_flight(policy: Policy) -> None:
+def test_choices_come_back_while_samples_are_in_flight(policy: Policy) -> None:
     asked = [ask(f"p{i}", p, n=5, choice=CHOICE) for i, p in enumerate(prompts(12))]
     engine, alone = TorchEngine(clone_policy(policy), max_rows=8), TorchEngine(clone_policy(policy), max_rows=8)
     undisturbed = generate(alone, asked)
@@ -146,8 +149,6 @@ def test_choice_probs_may_be_asked_while_samples_are_in_flight(policy: Policy) -
     found = []
     while results := engine.poll():
         found += results
-        (probs,) = engine.choice_probs([(7, 8, 9)], CHOICE)
-        assert probs == pytest.approx(plain_choice(policy, (7, 8, 9), CHOICE), abs=1e-5)
     tokens = {r.request_id: [c.tokens for c in r.completions] for r in found}
     assert tokens == {r.request_id: [c.tokens for c in r.completions] for r in undisturbed}
 
@@ -405,7 +406,7 @@ def test_batch_invariant_engines_agree_to_the_last_bit(policy: Policy) -> None:
     two = TorchEngine(clone_policy(policy), batch_invariant=True, cache_mb=0, tools={"toy": toy(policy)})
     assert generate(one, asked) == list(reversed(generate(two, list(reversed(asked)))))
     prefixes = prompts(4)
-    assert one.choice_probs(prefixes, CHOICE) == [two.choice_probs([p], CHOICE)[0] for p in prefixes]
+    assert weighed(one, prefixes, CHOICE) == [weighed(two, [p], CHOICE)[0] for p in prefixes]
 
 
 def test_update_finishes_questions_under_the_old_weights(policy: Policy) -> None:
@@ -417,7 +418,7 @@ def test_update_finishes_questions_under_the_old_weights(policy: Policy) -> None
     with torch.no_grad():
         for parameter in other.model.parameters():
             parameter.mul_(1.3)
-    engine.update(other.model.state_dict(), policy_id=PolicyId("p1"))
+    engine.load(PolicyWeights(other, PolicyId("p1")))
     drained = engine.poll()
     assert len(drained) == len(asked)
     for result in drained:
@@ -439,7 +440,7 @@ def test_the_world_answers_choices_by_the_prefix_alone_and_knows_something() -> 
         right, wrong = completion.choice_probs
         assert 0 <= right <= 1 and 0 <= wrong <= 1 and right + wrong <= 1
         assert (right > wrong) == (world.reward((5, 2, *completion.tokens)) > 0)
-        assert engine.choice_probs([(5, 2, *completion.tokens)], question) == [completion.choice_probs]
+        assert weighed(engine, [(5, 2, *completion.tokens)], question) == [completion.choice_probs]
     (cut,) = generate(engine, [ask("c", (5, 2), n=20, max_tokens=1, delimiter=None, choice=question)])
     assert all((c.choice_probs is None) == (c.finish == "length") for c in cut.completions)
 
@@ -486,8 +487,6 @@ def test_a_script_says_its_own_choices_and_scores() -> None:
     assert result.completions[0].choice_probs == (0.25, 0.5)
     (unasked,) = generate(own, [ask("r", (5,))])
     assert unasked.completions[0].choice_probs is None
-    with pytest.raises(ModelError, match="choice="):
-        own.choice_probs([(5,)], question)
     (unscored,) = generate(own, [ask("r", (5,), given=((4,),))])
     assert "score=" in unscored.error
     told = ScriptedEngine(
@@ -498,4 +497,3 @@ def test_a_script_says_its_own_choices_and_scores() -> None:
     (result,) = generate(told, [ask("r", (5,), choice=question, given=((4, 4, EOS),))])
     assert [c.choice_probs for c in result.completions] == [(0.3, 0.1), (0.4, 0.1)]
     assert result.completions[1].logprobs == (-0.5,) * 3 and result.completions[1].finish == "eos"
-    assert told.choice_probs([(5, 5)], question) == [(0.2, 0.1)]

@@ -16,12 +16,13 @@ from treepref.engines.base import generate
 from treepref.engines.kernels import SMALLEST, PackedLinear, pack
 from treepref.engines.torch_engine import TorchEngine
 from treepref.errors import ModelError
-from treepref.models.policy import clone_policy, load_policy, merged_state_dict
+from treepref.models.policy import clone_policy, load_policy
+from treepref.models.weights import PolicyWeights
 from treepref.search.limits import Limits
 from treepref.search.mcts import Mcts
 from treepref.training.examples import attach_reference, example_from_tree
 from treepref.training.forward import model_scorer
-from treepref.types import BASE, Pair, Request, new_tree
+from treepref.types import BASE, Pair, PolicyId, Request, new_tree
 
 WIDE = 512
 
@@ -225,7 +226,7 @@ def test_an_update_reaches_the_packed_weights(wide_policy):
     request = Request("r", tuple(wide_policy.tokenizer("1 + 2 =")["input_ids"]), 3, (1, 2, 3), 12, delimiter=None)
     engine = TorchEngine(clone_policy(wide_policy))
     (before,) = generate(engine, [request])
-    engine.update(merged_state_dict(other), 1)
+    engine.load(PolicyWeights(other, PolicyId("p1")))
     (after,) = generate(engine, [request])
     (fresh,) = generate(TorchEngine(other), [request])
     assert [c.tokens for c in after.completions] == [c.tokens for c in fresh.completions]

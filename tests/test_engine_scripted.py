@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -9,7 +10,6 @@ from hypothesis import strategies as st
 
 from treepref.engines.base import generate
 from treepref.engines.scripted import DELIMITER, EOS, ScriptedEngine, World
-from treepref.errors import ModelError
 from treepref.types import BASE, Completion, PolicyId, Request
 
 
@@ -132,23 +132,19 @@ def test_values_only_where_asked_and_there():
     untrained = ScriptedEngine(has_values=False)
     (none,) = generate(untrained, [ask(want_value=True)])
     assert none.prefix_value is None and all(c.value is None for c in none.completions)
-    with pytest.raises(ModelError, match="no values"):
-        untrained.values([(1, 2)])
-    engine = ScriptedEngine()
-    assert engine.values([(1, 2), (3,)]) == [engine.world.value((1, 2)), engine.world.value((3,))]
-    assert engine.cost.scored_tokens == 3
+    assert untrained.limits.scores == {"choice", "given"} and ScriptedEngine().limits.scores >= {"value"}
 
 
-def test_update_drains_then_publishes():
+def test_load_drains_then_publishes():
     engine, requests = ScriptedEngine(), [ask("a"), ask("b", (7,))]
     old = generate(ScriptedEngine(), requests)
     engine.submit(requests)
-    engine.update({"world": 9}, PolicyId("p4"))
+    engine.load(SimpleNamespace(id=PolicyId("p4"), world=World(seed=9)))
     assert engine.poll() == old  # in flight under the old policy
     (new,) = generate(engine, [ask("a")])
     assert old[0].policy == BASE and new.policy == engine.policy_id == "p4"
     assert [c.tokens for c in new.completions] != [c.tokens for c in old[0].completions]
-    engine.update({}, PolicyId("p5"))
+    engine.load(SimpleNamespace(id=PolicyId("p5")))
     (same,) = generate(engine, [ask("a")])
     assert [c.tokens for c in same.completions] == [c.tokens for c in new.completions]
 
@@ -165,8 +161,6 @@ def test_a_script_of_ones_own():
     valueless = ScriptedEngine(script)
     (result,) = generate(valueless, [ask(want_value=True)])
     assert result.prefix_value is None
-    with pytest.raises(ModelError):
-        valueless.values([(1,)])
 
 
 def test_requests_that_cannot_be_answered_are_refused():

@@ -17,6 +17,7 @@ from treepref.engines.kv_cache import Block, PrefixTree
 from treepref.engines.sampling import sample, uniforms
 from treepref.engines.torch_engine import TorchEngine
 from treepref.models.policy import Policy, clone_policy
+from treepref.models.weights import PolicyWeights
 from treepref.types import BASE, Completion, PolicyId, Request
 
 
@@ -133,11 +134,13 @@ def test_eviction_costs_time_and_changes_nothing(policy: Policy) -> None:
 def test_values_of_whole_sequences(policy: Policy) -> None:
     engine = TorchEngine(clone_policy(policy))
     todo = prompts(policy, 6)
-    assert engine.values(todo) == pytest.approx([plain(policy, p)[1][-1].item() for p in todo], abs=1e-4)
+    asked = [Request(f"v{i}", p, 0, (), 1, want_value=True) for i, p in enumerate(todo)]
+    found = [result.prefix_value for result in generate(engine, asked)]
+    assert found == pytest.approx([plain(policy, p)[1][-1].item() for p in todo], abs=1e-4)
     assert engine.cost.scored_tokens > 0 and engine.cost.generated_tokens == 0
 
 
-def test_update_publishes_weights_in_memory_and_drops_the_cache(policy: Policy) -> None:
+def test_load_publishes_weights_in_memory_and_drops_the_cache(policy: Policy) -> None:
     engine = TorchEngine(clone_policy(policy))
     prompt = prompts(policy, 1)[0]
     generate(engine, [request("before", prompt)])
@@ -146,7 +149,7 @@ def test_update_publishes_weights_in_memory_and_drops_the_cache(policy: Policy) 
     with torch.no_grad():
         for parameter in other.model.parameters():
             parameter.mul_(1.3)
-    engine.update(other.model.state_dict(), policy_id=PolicyId("p1"))
+    engine.load(PolicyWeights(other, PolicyId("p1")))
     (drained,) = engine.poll()
     assert drained.request_id == "in flight" and drained.policy == BASE
     check_against_plain(policy, prompt, drained.completions[0])

@@ -16,9 +16,10 @@ from treepref.driver import Job, drive
 from treepref.engines.base import generate
 from treepref.engines.torch_engine import TorchEngine
 from treepref.models.lora import add_adapters
-from treepref.models.policy import Policy, clone_policy, merged_state_dict
+from treepref.models.policy import Policy, clone_policy
 from treepref.models.tiny import build_tiny_model, build_tiny_tokenizer
 from treepref.models.value_head import ValueHead
+from treepref.models.weights import PolicyWeights
 from treepref.search.base import solution_tokens
 from treepref.search.limits import Limits
 from treepref.search.mcts import Mcts
@@ -193,7 +194,7 @@ def test_after_an_update_the_engine_records_the_new_policys_log_probs(policy: Po
     attached, _ = attach_reference(preferences(trees, "svpo"), model_scorer(student.model), reference=BASE)
     settings = LearnerSettings.of(TrainConfig(lr=3e-3, row_tokens=512))
     Learner(student.model, student.value_head, settings).train(attached, batch_trees=4, epochs=2)
-    engine.update(merged_state_dict(student), policy_id=PolicyId("round-1"))
+    engine.load(PolicyWeights(student, PolicyId("round-1")))
     found = search(engine, 6)
     assert all(tree.policy == "round-1" for tree in found)
     examples = [everything(tree) for tree in found]

@@ -75,7 +75,7 @@ def test_rules_follow_the_recipe_and_leave_room_for_the_question(tmp_path: Path)
 def test_injected_steps_are_the_rationale_as_the_policy_would_write_it(tmp_path: Path) -> None:
     with opened(tmp_path, "search.inject_reference=true") as session:
         problems = list(session.problems("train"))
-        policy = session.serving.engine.policy
+        policy = session.serving.policy(round_policy(0))
         for problem in problems:
             steps = reference_steps(session, problem)
             assert episode_rules(session, 1)(problem).reference == steps

@@ -207,7 +207,7 @@ def test_no_reference_answer_reaches_an_evaluation(tmp_path: Path, monkeypatch: 
         engine = session.serving.serve(round_policy(0))
         assert isinstance(engine, Recorder)
         answers = {p.id: p.answer for split in ("train", "eval") for p in session.problems(split)}
-        token = {id: engine.policy.tokenizer(answer)["input_ids"] for id, answer in answers.items()}
+        token = {id: engine.tokenizer(answer)["input_ids"] for id, answer in answers.items()}
         assert all(len(ids) == 1 for ids in token.values())
 
         mcts_dpo.iterate(session, 1)

@@ -15,6 +15,7 @@ from test_models_policy import IDS, gpt2, logits, tiny_policy, write
 from treepref.config import LoraConfig
 from treepref.errors import ModelError
 from treepref.models.policy import Policy, adapter_off, clone_policy, load_policy, merged_state_dict, save_policy
+from treepref.models.weights import PolicyWeights
 
 pytest.importorskip("peft")
 RANK_4 = LoraConfig(rank=4, alpha=8.0)
@@ -66,12 +67,12 @@ def test_merging_gives_the_same_model_and_leaves_the_training_copy(kind: str, fo
     ours = logits(policy.model)
     assert (ours - base).abs().max() > 1e-2
     plain = load_policy(source)
-    plain.load_weights(merged_state_dict(policy))
+    plain.load_weights(PolicyWeights(policy).tensors())
     torch.testing.assert_close(logits(plain.model), ours)
     clone = clone_policy(policy)
     torch.testing.assert_close(logits(clone.model), ours)
     assert clone.model.state_dict().keys() == plain.model.state_dict().keys()
-    clone.load_weights(merged_state_dict(policy))
+    clone.load_weights(PolicyWeights(policy).tensors())
     saved = save_policy(policy, tmp_path / "saved")
     assert load_file(saved / "model.safetensors").keys() == load_file(source / "model.safetensors").keys()
     assert "peft" not in json.dumps(json.loads((saved / "config.json").read_text()))
@@ -99,8 +100,8 @@ def test_adapters_of_a_half_precision_model_are_float32(folder: Path) -> None:
     policy = trained(folder, dtype="bfloat16")
     assert {p.dtype for n, p in policy.model.named_parameters() if "lora_" in n} == {torch.float32}
     weights = merged_state_dict(policy)
-    assert {w.dtype for n, w in weights.items() if not n.startswith("value_head.")} == {torch.bfloat16}
-    assert weights["value_head.weight"].dtype == torch.float32
+    assert {w.dtype for w in weights.values()} == {torch.bfloat16}
+    assert PolicyWeights(policy).value_head.weight.dtype == torch.float32
     assert merged_state_dict(policy)["model.layers.0.mlp.up_proj.weight"].dtype == torch.bfloat16
 
 
@@ -115,7 +116,7 @@ def test_named_targets_and_wrong_ones(folder: Path) -> None:
 
 def test_weights_do_not_load_under_adapters(folder: Path) -> None:
     with pytest.raises(ModelError, match="clone_policy"):
-        load_policy(folder, lora=RANK_4).load_weights(merged_state_dict(tiny_policy()))
+        load_policy(folder, lora=RANK_4).load_weights(PolicyWeights(tiny_policy()).tensors())
 
 
 def test_without_peft_the_extra_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

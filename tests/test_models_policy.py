@@ -36,11 +36,11 @@ from treepref.models.policy import (
     clone_policy,
     load_policy,
     load_tokenizer,
-    merged_state_dict,
     save_policy,
 )
 from treepref.models.tiny import build_tiny_model, build_tiny_tokenizer
 from treepref.models.value_head import ValueHead, load_value_head, save_value_head
+from treepref.models.weights import PolicyWeights
 from treepref.runs.landing import MARK, fresh_folder
 
 TOKENIZER = build_tiny_tokenizer(-9, 9, ["sum"])
@@ -381,10 +381,13 @@ def test_a_clone_is_independent_and_does_not_train() -> None:
 def test_weights_travel_to_a_clone_in_memory() -> None:
     learner, engine = tiny_policy(seed=2), clone_policy(tiny_policy(seed=1))
     engine.values_trained = False
-    engine.load_weights(merged_state_dict(learner))
+    weights = PolicyWeights(learner)
+    engine.load_weights(weights.tensors(), weights.value_head)
     assert torch.equal(logits(engine.model), logits(learner.model))
     assert engine.values_trained and torch.equal(engine.value_head.weight, learner.value_head.weight)
     learner.values_trained = False
-    assert not any(n.startswith("value_head") for n in merged_state_dict(learner))
+    assert weights.value_head is None and not any(n.startswith("value_head") for n, _ in weights.tensors())
     with pytest.raises(ModelError, match="not those of tiny"):
-        engine.load_weights({"model.nonsense": torch.zeros(1)})
+        engine.load_weights([("model.nonsense", torch.zeros(1))])
+    with pytest.raises(ModelError, match="is not among them"):
+        engine.load_weights([])

@@ -17,7 +17,7 @@ import torch
 from treepref import progress
 from treepref.engines.base import generate
 from treepref.engines.torch_engine import TorchEngine
-from treepref.errors import ModelError, StoreError
+from treepref.errors import StoreError
 from treepref.evaluation.scores import Samples, Solution, joined_scores
 from treepref.loops.run import run as run_recipe
 from treepref.loops.session import Session
@@ -112,11 +112,6 @@ def test_packed_values_are_those_of_separate_sequences(policy: Policy, read: Rea
             assert value == pytest.approx(directly(policy, example.prompt, path), abs=1e-6)
         if not policy.value_head.at_last_token:
             assert values[0] == pytest.approx(0.25), "a bare prompt has the value of any"
-
-
-def test_a_head_that_reads_more_than_the_last_token_values_no_bare_text(policy: Policy) -> None:
-    with pytest.raises(ModelError, match="values steps alone"):
-        TorchEngine(reading(policy, Read(2, "mean"))).values([(1, 2, 3)])
 
 
 def test_a_fitted_head_is_saved_and_published_whole(policy: Policy, tmp_path: Path) -> None:

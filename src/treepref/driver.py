@@ -21,7 +21,7 @@ from typing import Protocol
 from treepref.engines.base import Engine
 from treepref.errors import CheckerError, TreeprefError
 from treepref.search.base import Expansion, Judge, Search, node_path, path_nodes, solution_tokens
-from treepref.types import Completion, Cost, JournalEntry, Node, Request, Result, SoFar, Tree
+from treepref.types import BASE, Completion, Cost, JournalEntry, Node, Request, Result, SoFar, Tree
 
 WRONG = -1.0
 """Reward of a solution whose judge raised an error."""
@@ -204,7 +204,8 @@ class _Drive:
         self.in_flight = 0
         self.errors_in_a_row = 0
         self.events: list[tuple[str, str]] = []
-        self.paid = Cost() + engine.cost  # a copy: the engine's total runs on
+        self.cost = Cost()
+        """Of results that are not on record yet."""
         self.started = time.monotonic()
 
     # -- the loop's three parts
@@ -240,11 +241,13 @@ class _Drive:
         answered: dict[_Growing, None] = {}  # a tree with several answers advances once
         entries = []
         for result in results:
+            self.cost = self.cost + result.cost
             asked = self.waiting.pop(result.request_id, None)
             if asked is None:  # left in the engine by a call that was stopped
                 continue
-            if result.error is not None:
-                self.failed(asked, result.error)
+            error = result.error or _wrong_policy(asked.growing.job.tree, result)
+            if error is not None:
+                self.failed(asked, error)
             else:
                 self.errors_in_a_row = 0
                 entries.append(self.answer(asked, result))
@@ -271,9 +274,9 @@ class _Drive:
             path = f"{path}#{times}"
         asked = _Asked(growing, expansion, path)
         prefix = tree.prompt + solution_tokens(expansion.node)
-        room = self.engine.max_context - len(prefix)
+        room = self.engine.limits.max_context - len(prefix)
         if room < 1:
-            limit = self.engine.max_context
+            limit = self.engine.limits.max_context
             self.set_aside(asked, f"its {len(prefix)} tokens leave no room in the engine's context of {limit}")
             return asked
         asked.request = Request(
@@ -290,6 +293,7 @@ class _Drive:
             given=expansion.given,
             tool=growing.job.tool,
             prompt_tokens=len(tree.prompt),
+            group=tree.key,
             so_far=so_far(expansion.node),
         )
         asked.fingerprint = _fingerprint(asked.request)
@@ -322,7 +326,7 @@ class _Drive:
 
     def finish(self, job: Job) -> None:
         if len(job.tree.nodes) == 1 and not job.tree.failed:
-            room = self.engine.max_context - len(job.tree.prompt)
+            room = self.engine.limits.max_context - len(job.tree.prompt)
             self.note(job, "nothing was searched" + (": its prompt fills the context" if room < 1 else ""))
         elif not job.search.done(job.tree):
             self.note(job, "the search ended before it was done: it asks for nothing and waits for nothing")
@@ -397,11 +401,10 @@ class _Drive:
             self.report.messages.append(message)
 
     def record(self, entries: Sequence[JournalEntry]) -> None:
-        """Journal entries with the events and the engine's cost since the last time."""
-        cost = self.engine.cost - self.paid
+        """Journal entries with the events and the cost of what came back since the last time."""
+        cost, self.cost = self.cost, Cost()
         if self.journal is not None and (entries or self.events or cost != Cost()):
             self.journal.record(entries, cost, self.events)
-        self.paid = self.paid + cost
         self.report.cost = self.report.cost + cost
         self.events = []
 
@@ -417,6 +420,13 @@ def so_far(node: Node) -> SoFar:
     """What the value head found on the way to a node; nothing where it reads no mean."""
     read = [n for n in path_nodes(node) if n.score is not None]
     return SoFar(math.fsum(n.score or 0.0 for n in read), sum(len(n.tokens) for n in read)) if read else SoFar()
+
+
+def _wrong_policy(tree: Tree, result: Result) -> str | None:
+    """Why an answer is not for this tree; a tree whose policy has no name takes any."""
+    if result.policy in (None, tree.policy) or tree.policy == BASE:
+        return None
+    return f"policy {result.policy} answered, and the tree is grown by {tree.policy}"
 
 
 def _request_id(tree: Tree, path: str) -> str:

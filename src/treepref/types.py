@@ -101,6 +101,8 @@ class Request:
     """Name of a tool that watches the samples and forces its results into them (treepref.tools)."""
     prompt_tokens: int = 0
     """How many tokens of the prefix are the problem's prompt: a tool looks at what the model wrote, not at that."""
+    group: str = ""
+    """What shares prefixes with it, e.g. a tree's key: an engine among several keeps a group together."""
     so_far: SoFar = SoFar()
     """What the value head found in the solution before, as the completions that it is made of had it in `score`."""
 
@@ -133,6 +135,8 @@ class Result:
     error: str | None = None
     policy: PolicyId | None = None
     """Which policy answered."""
+    cost: Cost = field(default_factory=lambda: Cost(), compare=False)
+    """What this request cost; a prefix that several share is paid for by the one that had it computed."""
 
 
 @dataclass(frozen=True, slots=True)

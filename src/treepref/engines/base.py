@@ -2,47 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from treepref.types import Choice, Cost, PolicyId, Request, Result
+from treepref.types import PolicyId, Request, Result
+
+if TYPE_CHECKING:
+    from treepref.models.weights import Weights
+
+Asked = Literal["value", "choice", "given"]
+"""What a request may ask for besides samples."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    max_context: int
+    """Longest prompt + continuation in tokens."""
+    deterministic: bool
+    """Same results whatever the concurrency, the batch and the restarts (on one machine and thread count)."""
+    scores: frozenset[Asked]
+    """What it answers. Without "value" (there is no trained value head) every `value` is None."""
 
 
 class Engine(Protocol):
     """Any number of requests may be in flight; the engine batches them. Results come in order of completion.
 
-    `submit` returns at once. `poll` works or waits until at least one request is finished and returns all that are;
-    it returns an empty list only when nothing is in flight.
+    Nothing of an engine needs to be in this process: what a request cost and which policy answered come with its
+    result, and a request that was lost comes back as an error, to be sent again.
     """
 
-    deterministic: bool
-    """Same results whatever the concurrency, the batch and the restarts (on one machine and thread count)."""
+    tokenizer: Any
+    """Of the ids that it takes and gives: a `PreTrainedTokenizerBase`, or None where ids have no text."""
     policy_id: PolicyId
-    has_values: bool
-    """False until a trained value head is loaded: then every `value` is None."""
-    max_context: int
-    """Longest prompt + continuation in tokens."""
-    cost: Cost
-    """Running total of this engine's work."""
+    """The policy that requests sent now are answered by."""
 
-    def submit(self, requests: Iterable[Request]) -> None: ...
+    @property
+    def limits(self) -> EngineLimits: ...
 
-    def poll(self) -> list[Result]: ...
-
-    def values(self, sequences: Sequence[Sequence[int]]) -> list[float]:
-        """V at the last token of each sequence. Raises ModelError without a value head."""
+    def submit(self, requests: Iterable[Request]) -> None:
+        """Returns at once."""
         ...
 
-    def choice_probs(self, prefixes: Sequence[Sequence[int]], choice: Choice) -> list[tuple[float, ...]]:
-        """Probability mass of each option of `choice` right after each prefix and the choice's suffix.
+    def poll(self, timeout: float | None = None) -> list[Result]:
+        """Work or wait until at least one request is finished, or for `timeout` seconds; all that are finished.
 
-        A prefix that ends in EOS is read without it, with `choice.after_eos` in its place. Raises ModelError for a
-        prefix that cannot be asked.
+        Empty where nothing is in flight, or the time was up.
         """
         ...
 
-    def update(self, weights: Mapping[str, Any], policy_id: PolicyId) -> None:
-        """Drain, drop the cache, publish the new weights."""
+    def load(self, weights: Weights) -> None:
+        """Finish what is in flight, drop what was cached, go on with these weights."""
+        ...
+
+    def close(self) -> None:
+        """End what it runs. What is in flight is lost."""
         ...
 
 

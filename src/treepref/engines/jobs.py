@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from treepref.engines.guide import Guide
 from treepref.engines.kv_cache import Match
 from treepref.models.steps import StepEnd
-from treepref.types import Choice, Completion, Finish, PolicyId, Request
+from treepref.types import Choice, Completion, Cost, Finish, PolicyId, Request
 
 
 @dataclass(slots=True, eq=False)
@@ -24,6 +24,8 @@ class Job:
     admitted: int = 0
     """Rows that it has been given so far."""
     prefix_value: float | None = None
+    cost: Cost = field(default_factory=Cost)
+    """What it has cost so far."""
     questions: dict[tuple[int, ...], Question] = field(default_factory=dict)
     """What was asked after its samples, by the sample's tokens: equal ones are asked once."""
 
@@ -42,7 +44,7 @@ class Question:
     ids: tuple[int, ...]
     """All that the model reads: the state, glue and the suffix."""
     choice: Choice
-    job: Job | None = None
+    job: Job
     samples: list[int] = field(default_factory=list)
     answer: tuple[float, ...] | None = None
 
@@ -73,5 +75,7 @@ class Row:
     logprobs: list[float] = field(default_factory=list)
     behaviour: list[float] = field(default_factory=list)
     finish: Finish | None = None
+    passes: int = 0
+    """Passes of the model that it took part in."""
     score: float | None = None
     """Sum of w·h over its tokens, once they have all been run, where the value head reads a mean."""

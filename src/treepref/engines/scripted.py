@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from treepref.engines.base import Asked, EngineLimits
 from treepref.engines.guide import Guide, score_guide
 from treepref.errors import ModelError
 from treepref.tools.base import Tool
@@ -158,7 +159,7 @@ class ScriptedEngine:
     pass in every poll; `fail(request)` returns the error text of a request that is to fail, or None.
     """
 
-    deterministic = True
+    tokenizer: Any = None
 
     def __init__(
         self,
@@ -217,10 +218,9 @@ class ScriptedEngine:
             known.add(request.id)
             self._waiting.append(request)
 
-    def poll(self) -> list[Result]:
+    def poll(self, timeout: float | None = None) -> list[Result]:
         if self._latency and self.in_flight:
             time.sleep(self._latency)
-            self.cost.seconds += self._latency
         results, self._ready = self._ready, []
         if not results and self._waiting:
             count = min(self._batch or len(self._waiting), len(self._waiting))
@@ -233,29 +233,20 @@ class ScriptedEngine:
             self._waiting = [r for i, r in enumerate(self._waiting) if i not in finished]
         return results
 
-    def values(self, sequences: Sequence[Sequence[int]]) -> list[float]:
-        found = [self._prefix_value(tuple(sequence)) for sequence in sequences]
-        self.cost.scored_tokens += sum(map(len, sequences))
-        values = [v for v in found if v is not None]
-        if len(values) < len(found):
-            raise ModelError("this scripted engine has no values: give it value=… and has_values=True")
-        return values
+    @property
+    def limits(self) -> EngineLimits:
+        scores: set[Asked] = {"choice", "given"} | ({"value"} if self.has_values else set())
+        return EngineLimits(self.max_context, True, frozenset(scores))
 
-    def choice_probs(self, prefixes: Sequence[Sequence[int]], choice: Choice) -> list[tuple[float, ...]]:
-        """Raises ModelError where there is a script and no `choice`."""
-        if self._script is not None and self._choice is None:
-            raise ModelError("this scripted engine answers no choices: give it choice=…")
-        self.cost.scored_tokens += sum(len(prefix) + len(choice.suffix) for prefix in prefixes)
-        answer = self._choice or self.world.choice_probs
-        return [answer(tuple(prefix), choice) for prefix in prefixes]
-
-    def update(self, weights: Mapping[str, Any], policy_id: PolicyId) -> None:
-        """Finish what is in flight under the old policy. `weights["world"]`, if there, is the new world's seed."""
+    def load(self, weights: Any) -> None:
+        """Finish what is in flight under the old policy; `weights.world`, if there, is played from here on."""
         self._ready += [self._answer(request) for request in self._waiting]
         self._waiting = []
-        self.policy_id = policy_id
-        if "world" in weights:
-            self.world = replace(self.world, seed=int(weights["world"]))
+        self.policy_id = weights.id
+        self.world = getattr(weights, "world", self.world)
+
+    def close(self) -> None:
+        self._waiting, self._ready = [], []
 
     def _answer(self, request: Request) -> Result:
         error = self._fail(request) if self._fail else None
@@ -271,20 +262,18 @@ class ScriptedEngine:
             given = [self._scored(request, tokens, room) for tokens in request.given]
         except ModelError as error:
             return Result(request.id, (), error=str(error))
-        completions = tuple(
-            replace(
-                self._asked(request, completion),
-                value=completion.value if want_value else None,
-            )
-            for completion in (*sampled, *given)
-        )
+        asked = [self._asked(request, completion) for completion in (*sampled, *given)]
+        completions = tuple(replace(completion, value=completion.value if want_value else None) for completion in asked)
         forced = sum(sum(c.forced or ()) for c in sampled)
-        self.cost.prefill_tokens += len(request.prefix) + forced
-        self.cost.generated_tokens += sum(len(c.tokens) for c in sampled) - forced
-        self.cost.scored_tokens += sum(len(c.tokens) for c in given)
-        return Result(
-            request.id, completions, self._prefix_value(request.prefix) if want_value else None, policy=self.policy_id
+        asking = 0 if request.choice is None else len(request.choice.suffix) * sum(map(_was_asked, asked))
+        cost = Cost(
+            prefill_tokens=len(request.prefix) + forced,
+            generated_tokens=sum(len(c.tokens) for c in sampled) - forced,
+            scored_tokens=sum(len(c.tokens) for c in given) + asking,
         )
+        self.cost = self.cost + cost
+        prefix_value = self._prefix_value(request.prefix) if want_value else None
+        return Result(request.id, completions, prefix_value, policy=self.policy_id, cost=cost)
 
     def _sample(self, request: Request, seed: int) -> Completion:
         if self._script is not None:
@@ -319,7 +308,6 @@ class ScriptedEngine:
         answer = self._choice or (self.world.choice_probs if self._script is None else None)
         if answer is None:
             return completion
-        self.cost.scored_tokens += len(request.choice.suffix)
         return replace(completion, choice_probs=answer(request.prefix + completion.tokens, request.choice))
 
     def _prefix_value(self, prefix: tuple[int, ...]) -> float | None:
@@ -328,6 +316,10 @@ class ScriptedEngine:
         if self._value is not None:
             return self._value(prefix)
         return self.world.value(prefix) if self._script is None else None
+
+
+def _was_asked(completion: Completion) -> bool:
+    return completion.choice_probs is not None
 
 
 def _awaited(guide: Guide, left: int) -> Finish | None:

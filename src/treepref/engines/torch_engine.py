@@ -15,24 +15,28 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from treepref.engines.attention import can_share, decode, fill, slot_cache
-from treepref.engines.base import generate
+from treepref.engines.base import Asked, EngineLimits
 from treepref.engines.guide import Guide, score_guide
 from treepref.engines.jobs import Job, Placement, Question, Row
 from treepref.engines.kernels import HANDED_BACK, PackedLinear, Precision, pack
 from treepref.engines.kv_cache import Match, PrefixTree, cut_passes
 from treepref.engines.sampling import sample, uniforms
 from treepref.engines.values import ValueReader
-from treepref.errors import ModelError
 from treepref.models.policy import Policy
 from treepref.models.steps import StepEnd
 from treepref.tools import Tool, load_tool
-from treepref.types import Choice, Completion, Cost, PolicyId, Request, Result
+from treepref.types import Choice, Completion, Cost, Request, Result
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from treepref.models.weights import Weights
 
 PREFILL_TOKENS = 4096
 """Most prompt tokens run through the model at once: bounds the memory of a prefill."""
@@ -43,7 +47,7 @@ BUSY_SECONDS = 0.001
 
 
 class TorchEngine:
-    """See `engines.base.Engine`. The policy is the engine's own: `update` overwrites its weights in place.
+    """See `engines.base.Engine`. The policy is the engine's own: `load` overwrites its weights in place.
 
     With `batch_invariant` rows run alone and token by token, so every number is independent of the batch and of what
     the cache holds: deterministic, and slow.
@@ -70,6 +74,8 @@ class TorchEngine:
         self.policy_id = policy.id
         self.max_context = policy.max_context
         self.cost = Cost()
+        """Of all requests that were answered."""
+        self._unpaid_seconds = 0.0
         self._eos = policy.eos_ids
         self._waiting: deque[Job] = deque()
         self._rows: list[Row] = []
@@ -87,7 +93,17 @@ class TorchEngine:
     # --- the engine's contract
 
     @property
+    def limits(self) -> EngineLimits:
+        scores: set[Asked] = {"choice", "given"} | ({"value"} if self.has_values else set())
+        return EngineLimits(self.max_context, self.deterministic, frozenset(scores))
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.policy.tokenizer
+
+    @property
     def has_values(self) -> bool:
+        """Whether there is a trained value head."""
         return self._values.head is not None
 
     def submit(self, requests: Iterable[Request]) -> None:
@@ -104,10 +120,11 @@ class TorchEngine:
             longest = max([limit, *(min(len(given), room) for given in request.given)])
             self._waiting.append(Job(request, limit, self.policy_id, [None] * count, count, longest))
 
-    def poll(self) -> list[Result]:
+    def poll(self, timeout: float | None = None) -> list[Result]:
         started = time.perf_counter()
+        ends = float("inf") if timeout is None else started + timeout
         with torch.inference_mode():
-            while not self._done and (self._waiting or self._rows or self._questions):
+            while not self._done and (self._waiting or self._rows or self._questions) and time.perf_counter() < ends:
                 if self._questions and 4 * len(self._questions) >= len(self._rows):
                     self._answer()  # many at once: a pass costs a GPU the same for few and for many
                 self._admit()
@@ -117,67 +134,24 @@ class TorchEngine:
                     self._forward()
                 else:
                     time.sleep(BUSY_SECONDS)
-        self.cost.seconds += time.perf_counter() - started
         done, self._done = self._done, []
-        return done
-
-    def values(self, sequences: Sequence[Sequence[int]]) -> list[float]:
-        """V at the last token of each sequence, in [-1, 1].
-
-        Raises ModelError without a trained value head, and for one that reads more than the last layer's last token.
-        """
-        head = self._values.head
-        if head is None:
-            raise ModelError(f"{self.policy.name} has no trained value head")
-        if not head.at_last_token:
-            raise ModelError(f"the value head of {self.policy.name} reads {head.read}: it values steps alone")
-        if self._rows or self._waiting or self._questions:
-            raise RuntimeError("values() needs an idle engine: poll until nothing is in flight")
-        requests = [Request(f"value-{i}", tuple(s), 0, (), 0, want_value=True) for i, s in enumerate(sequences)]
-        return [r.prefix_value if r.prefix_value is not None else 0.0 for r in generate(self, requests)]
-
-    def choice_probs(self, prefixes: Sequence[Sequence[int]], choice: Choice) -> list[tuple[float, ...]]:
-        """Probability mass of each option right after each prefix and the choice's suffix, in [0, 1].
-
-        A prefix that ends in EOS is read without it, with `choice.after_eos` in its place. Raises ModelError for a
-        prefix that is empty or does not fit, and for ids outside the vocabulary.
-        """
-        if error := self._choice_error(choice):
-            raise ModelError(error)
-        questions: dict[tuple[int, ...], Question] = {}
-        for prefix in map(tuple, prefixes):
-            question = questions[prefix] = self._question(prefix, choice)
-            if not question.state or len(question.ids) > self.max_context:
-                raise ModelError(
-                    f"a prefix of {len(question.state)} tokens cannot be asked {len(choice.suffix)} more: it needs at "
-                    f"least one token, and the model's context is {self.max_context}"
-                )
-        started = time.perf_counter()
-        waiting, self._questions = self._questions, deque(questions.values())
-        with torch.inference_mode():
-            while self._questions:
-                self._answer()
-        self._questions = waiting
-        self.cost.seconds += time.perf_counter() - started
-        return [questions[tuple(prefix)].answer or () for prefix in prefixes]
+        self._unpaid_seconds += time.perf_counter() - started
+        return self._priced(done) if done else done
 
     def close(self) -> None:
         """End what the tools run. The engine can be used again: tools start anew."""
         for tool in self._tools.values():
             tool.close()
 
-    def update(self, weights: Mapping[str, Any], policy_id: PolicyId) -> None:
-        """Finish what is in flight, drop the cache, publish the new weights.
-
-        `weights`: the policy's state dict; keys under `value_head.` go to the value head, which then counts as trained.
-        """
+    def load(self, weights: Weights) -> None:
+        """Finish what is in flight, drop the cache, go on with these weights; they are copied in tensor by tensor."""
         finished: list[Result] = []
         while self._rows or self._waiting or self._questions:
             finished += self.poll()
         self._done = finished + self._done
         self._prefixes.clear()
-        self.policy.load_weights(weights)
-        self.policy.id = self.policy_id = policy_id
+        self.policy.load_weights(weights.tensors(), weights.value_head)
+        self.policy.id = self.policy_id = weights.id
 
     # --- a round's three parts
 
@@ -213,7 +187,7 @@ class TorchEngine:
             request = placement.job.request
             computed = len(request.prefix) - placement.held
             cached = len(request.prefix) * placement.rows - computed
-            self._count(computed, cached, scored=request.n == 0)
+            self._count(placement.job, computed, cached, scored=request.n == 0)
         hidden_PH = self._prefill(start, [(p.job.request.prefix, p.match, p.held) for p in batch])
         for slot, placement in enumerate(batch, start=start):
             prefix = placement.job.request.prefix
@@ -263,7 +237,7 @@ class TorchEngine:
             step_end = self._step_end(request.delimiter)
             self._rows += [self._row(job, placement.first + i, step_end) for i in range(placement.rows)]
             if not job.completions:
-                self._done.append(Result(request.id, (), job.prefix_value, policy=job.policy))
+                self._done.append(Result(request.id, (), job.prefix_value, policy=job.policy, cost=job.cost))
         self._reserve_rows()
         self._cache.add([len(p.job.request.prefix) for p in batch], counts)
         self._hidden_RH[start : len(self._rows)] = hidden_PH.repeat_interleave(
@@ -297,7 +271,7 @@ class TorchEngine:
         self._reserve_slots([len(question.ids) for question, _, _ in batch])
         for slot, (question, match, held) in enumerate(batch, start=start):
             self._load(slot, match, held)
-            self._count(len(question.ids) - held, held, scored=True)
+            self._count(question.job, len(question.ids) - held, held, scored=True)
         hidden_QH = self._prefill(start, [(q.ids, match, held) for q, match, held in batch])
         probs_QV = self.policy.head(hidden_QH).float().softmax(-1)
         for row, (question, match, _) in enumerate(batch):
@@ -306,9 +280,8 @@ class TorchEngine:
             question.answer = tuple(min(1.0, mass) for mass in masses)
             if match.length < len(question.state):  # the state is kept; the suffix is not: it would push prefixes out
                 self._prefixes.insert(question.state, partial(self._cache.prefixes.read, start + row), hidden_H=None)
-            if question.job is not None:
-                for sample in question.samples:
-                    self._complete(question.job, sample, question.answer)
+            for number in question.samples:
+                self._complete(question.job, number, question.answer)
 
     def _sample(self) -> bool:
         """One token for every row, from the hidden state of its last token. False: all rows await a tool."""
@@ -344,7 +317,6 @@ class TorchEngine:
                 row.finish = "step" if row.step_end.ends(row.tokens[start:]) else None
             if row.finish is None and len(row.tokens) >= row.job.max_tokens:
                 row.finish = "length"
-        self.cost.generated_tokens += len(rows) - len(waiting) - len(dictated)
         return True
 
     def _logits(self, hidden_BH: torch.Tensor) -> torch.Tensor:
@@ -380,9 +352,6 @@ class TorchEngine:
         logp_DV = torch.log_softmax(logits_BV[chosen].float(), dim=-1)
         for index, token, logp in zip(chosen, tokens, logp_DV.gather(-1, token_D1)[:, 0].tolist(), strict=True):
             drawn[0][index], drawn[1][index], drawn[2][index] = token, logp, 0.0
-        given = sum(guide is not None and guide.scores for guide in guides)
-        self.cost.scored_tokens += given
-        self.cost.prefill_tokens += len(chosen) - given
         return set(chosen)
 
     def _forward(self) -> None:
@@ -412,7 +381,8 @@ class TorchEngine:
 
         read_RH = self._values.decode(run)
         self._values.add(read_RH)
-        self.cost.flops += self.policy.flops_per_token * len(rows)
+        for row in rows:
+            row.passes += 1
         closing = [i for i, row in enumerate(rows) if row.finish is not None]
         if not closing:
             return
@@ -424,8 +394,8 @@ class TorchEngine:
                 self._keep_state(index, row.tokens, self._hidden_RH[index].clone())
             elif self._asks(row):
                 self._keep_state(index, row.tokens[:-1], hidden_H=None)
+            row.job.cost.scored_tokens += 1
             self._retire(row, value if row.job.request.want_value else None)
-        self.cost.scored_tokens += len(closing)
         self._compact(keep=[row.finish is None for row in rows])
 
     # --- small parts
@@ -451,6 +421,7 @@ class TorchEngine:
         tempered = request.temperature != 1 or request.top_p < 1
         if guide is not None:
             guide.close()
+        self._charge(row)
         job.completions[row.sample] = Completion(
             tokens=tuple(row.tokens),
             logprobs=tuple(row.logprobs),
@@ -469,11 +440,10 @@ class TorchEngine:
         """Put a choice after a sample, or wait with an equal sample for its answer."""
         question = job.questions.get(tokens)
         if question is None:
-            question = self._question(job.request.prefix + tokens, choice)
+            question = self._question(job, job.request.prefix + tokens, choice)
             if len(question.ids) > self.max_context:  # no room: the sample is none the worse for it
                 self._complete(job, sample, None)
                 return
-            question.job = job
             job.questions[tokens] = question
             self._questions.append(question)
         if question.answer is None:
@@ -481,10 +451,10 @@ class TorchEngine:
         else:
             self._complete(job, sample, question.answer)
 
-    def _question(self, prefix: tuple[int, ...], choice: Choice) -> Question:
+    def _question(self, job: Job, prefix: tuple[int, ...], choice: Choice) -> Question:
         ended = bool(prefix) and prefix[-1] in self._eos
         state = prefix[:-1] if ended else prefix
-        return Question(state, state + (choice.after_eos if ended else ()) + choice.suffix, choice)
+        return Question(state, state + (choice.after_eos if ended else ()) + choice.suffix, choice, job)
 
     def _complete(self, job: Job, sample: int, choice_probs: tuple[float, ...] | None) -> None:
         """A sample needs nothing more; the last one of a request makes its result."""
@@ -493,9 +463,29 @@ class TorchEngine:
             job.completions[sample] = replace(completion, choice_probs=choice_probs)
         job.missing -= 1
         if not job.missing:
-            self._done.append(
-                Result(job.request.id, tuple(c for c in job.completions if c), job.prefix_value, policy=job.policy)
-            )
+            found = tuple(c for c in job.completions if c)
+            self._done.append(Result(job.request.id, found, job.prefix_value, policy=job.policy, cost=job.cost))
+
+    def _charge(self, row: Row) -> None:
+        """Add a row's tokens to what its request cost: sampled, given, or forced by a tool."""
+        cost, tokens = row.job.cost, len(row.tokens)
+        if row.guide is None:
+            cost.generated_tokens += tokens
+        elif row.guide.scores:
+            cost.scored_tokens += tokens
+        else:
+            forced = sum(row.guide.forced)
+            cost.prefill_tokens += forced
+            cost.generated_tokens += tokens - forced
+        cost.flops += self.policy.flops_per_token * row.passes
+
+    def _priced(self, results: list[Result]) -> list[Result]:
+        """Results with their share of the time that passed, and the total brought up to date."""
+        share, self._unpaid_seconds = self._unpaid_seconds / len(results), 0.0
+        for result in results:
+            result.cost.seconds += share
+            self.cost = self.cost + result.cost
+        return results
 
     def _refusal(self, request: Request, room: int) -> str | None:
         """Why a request cannot be answered."""
@@ -527,13 +517,13 @@ class TorchEngine:
             self._cache.prefixes.write(slot, at, segment.kv_LCKTD[..., :length, :])
             at += length
 
-    def _count(self, computed: int, cached: int, *, scored: bool) -> None:
+    def _count(self, job: Job, computed: int, cached: int, *, scored: bool) -> None:
         if scored:
-            self.cost.scored_tokens += computed
+            job.cost.scored_tokens += computed
         else:
-            self.cost.prefill_tokens += computed
-        self.cost.cached_tokens += cached
-        self.cost.flops += self.policy.flops_per_token * computed
+            job.cost.prefill_tokens += computed
+        job.cost.cached_tokens += cached
+        job.cost.flops += self.policy.flops_per_token * computed
 
     def _compact(self, keep: Sequence[bool]) -> None:
         """Close the gaps that retired rows leave: the last rows move into them."""

@@ -45,7 +45,7 @@ def mcts_rules(session: Session, round: int) -> Rules:
 
 def episode_rules(session: Session, round: int) -> Rules:
     """MCTS-DPO's search of a round for each problem: with its question, and its reference where that is wanted."""
-    config, context = session.recipe.search, session.serving.engine.max_context
+    config, context = session.recipe.search, session.serving.engine.limits.max_context
     plain = EpisodeMcts(
         simulations=config.simulations, children=config.children, root_children=config.root_children, c=config.c,
         length_power=config.length_power, seed=session.recipe.seed, limits=search_limits(session, round),
@@ -103,11 +103,11 @@ def reference_steps(session: Session, problem: Problem) -> tuple[tuple[int, ...]
     """The steps of the problem's own rationale as the policy would write them, EOS in the last; none without one."""
     if problem.rationale is None:
         return ()
-    policy = session.serving.engine.policy
+    tokenizer = session.text.tokenizer
     text = session.task.solution_text(problem, random.Random(f"{session.recipe.seed}/reference/{problem.id}"))
-    tokens = encode_solution(policy.tokenizer, text, policy.eos_id)
+    tokens = encode_solution(tokenizer, text, session.serving.eos_id)
     steps, start = [], 0
-    for length in split_steps(policy.tokenizer, tokens, session.task.delimiter):
+    for length in split_steps(tokenizer, tokens, session.task.delimiter):
         steps.append(tokens[start : start + length])
         start += length
     return tuple(steps)

@@ -193,7 +193,7 @@ def _sample(
     if not session.begin(stage):
         return
     store, config = session.store, session.recipe.self_training
-    context, judge = session.serving.serve(policy).max_context, session.answers.judge(stage, *POOLS)
+    context, judge = session.serving.serve(policy).limits.max_context, session.answers.judge(stage, *POOLS)
     limits = Limits(temperature=config.temperature, max_tokens=config.max_tokens, max_context=context)
 
     def job(problem: Problem) -> Job:

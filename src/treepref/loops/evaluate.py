@@ -33,8 +33,8 @@ def evaluate(session: Session, round: int) -> None:
         recipe.eval,
         recipe.search if isinstance(recipe, TreeRecipe) else None,
         n=recipe.eval.samples if last else recipe.eval.samples_between,
-        values=engine.has_values,
-        context=engine.max_context,
+        values="value" in engine.limits.scores,
+        context=engine.limits.max_context,
         delimiter=recipe.task.delimiter,
         join=session.serving.join(),
     )

@@ -11,7 +11,7 @@ from treepref.progress import stage_progress
 from treepref.runs.stage import Stage
 from treepref.search.base import Judge, Search
 from treepref.search.limits import Limits
-from treepref.types import Cost, PolicyId, Problem, new_tree
+from treepref.types import PolicyId, Problem, new_tree
 
 Keep = Callable[[Job], None]
 """Stores a tree that is done."""
@@ -26,7 +26,7 @@ def tree_job(session: Session, problem: Problem, rules: Search, judge: Judge, po
 def search_limits(session: Session, round: int) -> Limits:
     """How a round's search samples: the first may have a temperature of its own."""
     config = session.recipe.search
-    limits = Limits.of(config, session.serving.engine.max_context, session.recipe.task.delimiter)
+    limits = Limits.of(config, session.serving.engine.limits.max_context, session.recipe.task.delimiter)
     first = config.first_temperature if round == 1 else None
     return limits if first is None else replace(limits, temperature=first)
 
@@ -50,9 +50,7 @@ def grow(
     `seed`: what is added to the run's, so that stages draw apart. `at_once`: trees in flight. `keep`: what is done with
     a tree; None stores it in the stage. Raises BudgetError where a limit stops it, EngineError where the engine fails.
     """
-    engine = session.serving.engine
-    before = engine.cost + Cost()
-    stop = session.stop_reason(lambda: engine.cost - before)
+    stop = session.stop_reason()
     with stage_progress(title, total, unit=unit, done=done) as bar:
         report = grow_some(
             session, stage, jobs, policy=policy, seed=seed, at_once=at_once, keep=keep, stop=stop,

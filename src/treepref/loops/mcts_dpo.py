@@ -40,7 +40,7 @@ from treepref.training.forward import model_scorer
 from treepref.training.learner import LearnerRun
 from treepref.training.pairs import PairStats
 from treepref.training.settings import LearnerSettings
-from treepref.types import Cost, Pair, PolicyId, Problem, Tree
+from treepref.types import Pair, PolicyId, Problem, Tree
 
 CHECKED_NODES = 8
 """Recorded log-probs of so many nodes of each batch are compared with recomputed ones before they serve."""
@@ -116,7 +116,7 @@ class _Round:
         self.problems = _ordered(session, round)
         size = self.config.batch_problems
         self.batches = [self.problems[i : i + size] for i in range(0, len(self.problems), size)]
-        self.engine = session.serving.serve(round_policy(round - 1))
+        session.serving.serve(round_policy(round - 1))
         self.policy = session.serving.policy(round_policy(round - 1), lora=True)
         self.rules, self.judge = (
             collect.episode_rules(session, round),
@@ -128,8 +128,7 @@ class _Round:
         )
         self.fit = Fit(session, self.train_stage, self.policy, settings)
         self.run = self._start()
-        before = self.engine.cost + Cost()
-        self.stop = session.stop_reason(lambda: self.engine.cost - before + cost_of(self.run.result))
+        self.stop = session.stop_reason(lambda: cost_of(self.run.result))
 
     def _start(self) -> LearnerRun:
         """The training run, or where its last saved state left it."""
@@ -251,11 +250,11 @@ class _Round:
     def _scorer(self) -> Scorer:
         """Log-probs under the reference.
 
-        `previous`: the policy that grew the batch, which is the one in training (online) or the engine's (offline).
+        `previous`: the policy that grew the batch, which is the one in training (online) or the one before (offline).
         `initial`: the first round's start: in that round of a LoRA run the model without its adapters, else a copy.
         """
         if self.session.recipe.train.reference == "previous":
-            return self._scorer_of(self.policy if self.config.enabled else self.engine.policy)
+            return self._scorer_of(self.policy if self.config.enabled else self._before())
         if self.round == 1 and has_adapters(self.policy.model):
             score = self._scorer_of(self.policy)
 
@@ -265,6 +264,10 @@ class _Round:
 
             return without_adapters
         return self._scorer_of(self.session.serving.policy(round_policy(0)))
+
+    def _before(self) -> Policy:
+        """The policy that the round started from."""
+        return self.session.serving.policy(round_policy(self.round - 1))
 
     def _scorer_of(self, policy: Policy) -> Scorer:
         row_tokens = self.session.recipe.train.row_tokens

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from treepref.config import Recipe
+from treepref.engines.base import Engine
 from treepref.errors import StoreError
 from treepref.loops.policies import Policies
 from treepref.loops.text import Text
-from treepref.models.policy import Policy, load_policy, merged_state_dict, save_policy
+from treepref.models.policy import Policy, load_policy, save_policy
 from treepref.models.value_head import head_from_plain
+from treepref.models.weights import PolicyWeights
 from treepref.runs.fingerprint import Fingerprint, fingerprint
 from treepref.runs.run_folder import disk_errors
 from treepref.runs.stage import round_policy
@@ -18,11 +19,12 @@ from treepref.runs.store import Store
 from treepref.training.probe import attention_window, probe_packing
 from treepref.types import Join, PolicyId
 
-if TYPE_CHECKING:
-    from treepref.engines.torch_engine import TorchEngine
-
 FIRST_VALUES = "values/0"
 """Where the store keeps the value head of policy 0, whose folder may be the user's own."""
+
+
+def join_of(policy: Policy) -> Join | None:
+    return policy.value_head.join if policy.value_head is not None and policy.values_trained else None
 
 
 class Serving:
@@ -30,16 +32,18 @@ class Serving:
 
     def __init__(self, store: Store, recipe: Recipe, policies: Policies, text: Text) -> None:
         self._store, self._recipe, self._policies, self._text = store, recipe, policies, text
-        self._engine: TorchEngine | None = None
+        self._engine: Engine | None = None
+        self._join: Join | None = None
+        self._eos_id: int | None = None
 
     @property
-    def engine(self) -> TorchEngine:
+    def engine(self) -> Engine:
         """`serve` says which policy it holds."""
         if self._engine is None:
             raise RuntimeError("no engine is serving: call serve(policy) first")
         return self._engine
 
-    def serve(self, policy_id: PolicyId) -> TorchEngine:
+    def serve(self, policy_id: PolicyId) -> Engine:
         """The engine with a policy in it, loaded from its folder unless it is there already.
 
         Raises ModelError where packing is not exact for the model: before anything is searched, not when its trees are
@@ -60,12 +64,20 @@ class Serving:
                 batch_invariant=config.batch_invariant,
                 weights=config.weights,
             )
+            self._join, self._eos_id = join_of(policy), policy.eos_id
         return self._engine
 
+    @property
+    def eos_id(self) -> int:
+        """The token that the run's policies end a solution with."""
+        assert self._eos_id is not None, "no engine is serving: call serve(policy) first"
+        return self._eos_id
+
     def publish(self, policy: Policy, policy_id: PolicyId | None = None) -> None:
-        """Hand a policy's weights as they are now to the engine in memory, if one is serving. None: the policy's id."""
+        """Hand a policy's weights as they are now to the engine, if one is serving. None: the policy's id."""
         if self._engine is not None:
-            self._engine.update(merged_state_dict(policy), policy.id if policy_id is None else policy_id)
+            self._engine.load(PolicyWeights(policy, policy_id))
+            self._join = join_of(policy)
 
     def close(self) -> None:
         if self._engine is not None:
@@ -103,13 +115,12 @@ class Serving:
 
     def join(self) -> Join | None:
         """How the serving policy's V is joined with log-probs; None where nothing learned it."""
-        policy = self.engine.policy
-        return policy.value_head.join if policy.value_head is not None and policy.values_trained else None
+        return self._join
 
     def take_first_values(self) -> None:
         """Give the engine that serves policy 0 the value head that was fitted for it."""
         if self._engine is not None and self._engine.policy_id == round_policy(0):
-            self._with_first_values(self._engine.policy)
+            self.publish(self.policy(round_policy(0)))
 
     def _with_first_values(self, policy: Policy) -> None:
         plain = self._store.meta(FIRST_VALUES)

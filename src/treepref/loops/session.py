@@ -164,21 +164,23 @@ class Session:
         return self.out / "checkpoints" / str(stage).replace("/", "-")
 
     def spent(self) -> Cost:
-        return self.store.cost()
+        return self.store.spent()
 
     def require_done(self, report: DriveReport, stop: Callable[[], str | None]) -> None:
         """Raises BudgetError or EngineError where `drive` stopped early."""
         if report.stopped:
             raise BudgetError(report.stopped) if stop() else EngineError(report.stopped)
 
-    def stop_reason(self, running: Callable[[], Cost]) -> Callable[[], str | None]:
-        """A `stop` for long work: the budget's reason, where stored costs and `running` together reach a limit."""
-        stored = self.spent()
+    def stop_reason(self, running: Callable[[], Cost] = Cost) -> Callable[[], str | None]:
+        """A `stop` for long work: the budget's reason, where a limit is reached.
+
+        `running`: what is spent and not stored yet, such as a training in progress.
+        """
 
         def stop() -> str | None:
             self._since_disk_check += 1
             if self.recipe.budget.disk_gb is not None and self._since_disk_check >= DISK_CHECK_TREES:
                 self._since_disk_check, self._disk_bytes = 0, self.store.disk_bytes()
-            return self.budget.check(stored + running(), self._disk_bytes)
+            return self.budget.check(self.spent() + running(), self._disk_bytes)
 
         return stop

@@ -55,10 +55,17 @@ def merged_weights(model: nn.Module) -> dict[str, Tensor]:
 
     Tensors without an adapter share memory with the model's.
     """
-    weights = {n.replace(".base_layer.", "."): w.detach() for n, w in model.state_dict().items() if "lora_" not in n}
-    for name, layer in _adapted(model):
-        weights[f"{name}.weight"] = _merged(layer)
-    return weights
+    return dict(each_merged_weight(model))
+
+
+def each_merged_weight(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The same, one tensor at a time: no more than one merged weight is held for it."""
+    adapted = {f"{name}.weight": layer for name, layer in _adapted(model)}
+    for name, weight in model.state_dict().items():
+        if "lora_" in name:
+            continue
+        plain = name.replace(".base_layer.", ".")
+        yield plain, _merged(adapted[plain]) if plain in adapted else weight.detach()
 
 
 def merge_adapters(model: nn.Module) -> None:

@@ -6,7 +6,7 @@ A saved folder is an ordinary Hugging Face folder with `value_head.safetensors` 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -117,22 +117,29 @@ class Policy:
         """Logits [..., V] of post-norm hidden states [..., H]."""
         return self.model.get_output_embeddings()(hidden)
 
-    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Copy weights in as `merged_state_dict` gives them; with some under `value_head.` the value head is trained.
+    def load_weights(self, tensors: Iterable[tuple[str, Tensor]], value_head: ValueHead | None = None) -> None:
+        """Copy weights in, tensor by tensor, as `Weights.tensors` gives them; a value head that comes along is trained.
 
         Raises ModelError: names or shapes of another model, or a policy with adapters of its own.
         """
         if adapters.has_adapters(self.model):
             raise ModelError("weights cannot be loaded under LoRA adapters: load them into clone_policy(policy)")
-        prefix = "value_head."
-        values = {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
-        try:
-            self.model.load_state_dict({n: w for n, w in weights.items() if not n.startswith(prefix)})
-            if values and self.value_head is not None:
-                self.value_head.load_state_dict(self.value_head.state_dict() | values)
-                self.values_trained = True
-        except RuntimeError as error:
-            raise ModelError(f"these weights are not those of {self.name or 'the model'}: {error}") from error
+        own, missing = self.model.state_dict(), set(self.model.state_dict())
+        other = f"these weights are not those of {self.name or 'the model'}"
+        with torch.no_grad():
+            for name, tensor in tensors:
+                if name not in own or own[name].shape != tensor.shape:
+                    raise ModelError(f"{other}: it has no {name} of the shape {tuple(tensor.shape)}")
+                own[name].copy_(tensor)
+                missing.discard(name)
+        if missing:
+            raise ModelError(f"{other}: {min(missing)} is not among them")
+        if value_head is not None and self.value_head is not None:
+            try:
+                self.value_head.load_state_dict(value_head.state_dict())
+            except RuntimeError as error:
+                raise ModelError(f"{other}: {error}") from error
+            self.values_trained = True
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -388,14 +395,9 @@ def _check_finite(policy: Policy) -> None:
 
 
 def merged_state_dict(policy: Policy) -> dict[str, Tensor]:
-    """What `Engine.update` and `Policy.load_weights` take: the plain model's weights, adapters merged, under its names.
-
-    A trained value head is in it under `value_head.`. The policy is left as it is; tensors may share its memory.
-    """
-    weights = adapters.merged_weights(policy.model)
-    if policy.value_head is not None and policy.values_trained:
-        weights |= _head_state(policy.value_head)
-    return weights
+    """The plain model's weights, adapters merged, under its names. The policy is left as it is; tensors may share its
+    memory."""
+    return adapters.merged_weights(policy.model)
 
 
 def _head_state(head: ValueHead) -> dict[str, Tensor]:

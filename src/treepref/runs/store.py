@@ -107,6 +107,7 @@ class Store:
         self.read_only = read_only
         self._lock: RunLock | None = None
         self._depth = 0
+        self._spent: Cost | None = None
         path = self.folder / "run.db"
         if not path.is_file() and (read_only or not create):
             raise StoreError(f"{self.folder} holds no run (there is no run.db in it)")
@@ -178,6 +179,7 @@ class Store:
                 if self._depth == 1:
                     self._db.execute("COMMIT")
             except BaseException:
+                self._spent = None
                 if self._depth == 1 and self._db.in_transaction:  # SQLite may have rolled back by itself
                     self._db.execute("ROLLBACK")
                 raise
@@ -411,10 +413,17 @@ class Store:
 
     def add_cost(self, stage: StageName, cost: Cost) -> None:
         """Add to what the stage has cost; call it in the transaction of the work that it paid for."""
+        self._spent = None
         with self.transaction():
             self._write(
                 "INSERT OR REPLACE INTO costs VALUES (?, ?)", (stage, json.dumps((self.cost(stage) + cost).as_dict()))
             )
+
+    def spent(self) -> Cost:
+        """What the whole run has cost, kept in memory: asked for before every request."""
+        if self._spent is None:
+            self._spent = self.cost()
+        return self._spent
 
     def cost(self, stage: StageName | None = None) -> Cost:
         """What a stage has cost, or the whole run."""
