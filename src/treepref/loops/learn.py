@@ -191,7 +191,7 @@ def _fit(
     stop = session.stop_reason(fit.cost_so_far)
     batches = {"batch_trees": batch_trees, "batch_tokens": batch_tokens}
     total = len(plan_steps(examples, epochs, settings.seed, **batches))
-    with stage_progress(f"round-{stage.round}: {stage.name}", total, unit="steps") as bar:
+    with stage_progress(str(stage).replace("/", ": "), total, unit="steps") as bar:
 
         def show(metrics: Metrics) -> None:
             note = f"loss {metrics['loss']:.3f}"

@@ -6,7 +6,7 @@ Trees are the plain dicts of `ReportData.trees`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,35 +121,9 @@ def tree_view(tree: Mapping[str, Any]) -> TreeView:
         shown = set(roots).union(best, *(_ancestors(key, nodes) for key in sides if key in nodes))
     sizes = _subtree_sizes(roots, children)
 
-    rows: list[Row] = []
-
-    def outline(parent: Any, rails: list[bool]) -> None:
-        kept = [key for key in children[parent] if key in shown]
-        left_out = [key for key in children[parent] if key not in shown]
-        for position, key in enumerate(kept):
-            last = position == len(kept) - 1 and not left_out
-            below_shown = any(child in shown for child in children[key])
-            rows.append(
-                Row(
-                    rails=rails,
-                    last=last,
-                    node=nodes[key],
-                    text=clip(nodes[key].get("text")),
-                    pieces=clip_pieces(nodes[key]),
-                    marks=marks.get(key, []),
-                    side=sides.get(key, ""),
-                    on_best=key in best,
-                    hidden_below=0 if below_shown else sizes[key] - 1,
-                    q_scaled=_scaled(nodes[key].get("q"), q_range),
-                )
-            )
-            outline(key, [*rails, not last])
-        if left_out and kept:
-            total = sum(sizes[key] for key in left_out)
-            rows.append(Row(rails=rails, last=True, hidden_here=len(left_out), hidden_below=total - len(left_out)))
-
+    outline = _Outline(nodes, children, sizes, shown, marks, sides, best, q_range)
     for root in roots:
-        outline(root, [])
+        outline.below(root, [])
 
     dots, edges, width, height = _map(roots, children, nodes, sides, shown, best, q_range)
     ends = [node for node in nodes.values() if node.get("terminal")]
@@ -161,7 +135,7 @@ def tree_view(tree: Mapping[str, Any]) -> TreeView:
         answer=tree.get("answer"),
         problem_id=tree.get("problem_id"),
         round=tree.get("round"),
-        rows=rows,
+        rows=outline.rows,
         dots=dots,
         edges=edges,
         width=width,
@@ -177,6 +151,42 @@ def tree_view(tree: Mapping[str, Any]) -> TreeView:
         judged=any(node.get("confidence") is not None for node in nodes.values()),
         tools=any(node.get("pieces") for node in nodes.values()),
     )
+
+
+@dataclass(slots=True)
+class _Outline:
+    """The rows of a tree, each step below its parent."""
+
+    nodes: Mapping[Any, Mapping[str, Any]]
+    children: Mapping[Any, list[Any]]
+    sizes: Mapping[Any, int]
+    shown: set[Any]
+    marks: Mapping[Any, list[Mark]]
+    sides: Mapping[Any, str]
+    best: Collection[Any]
+    q_range: tuple[float, ...]
+    rows: list[Row] = field(default_factory=list)
+
+    def below(self, parent: Any, rails: list[bool]) -> None:
+        """Add what is shown below a node, and a line for what is left out there. `rails`: the lines that run past."""
+        kept = [key for key in self.children[parent] if key in self.shown]
+        left_out = [key for key in self.children[parent] if key not in self.shown]
+        for position, key in enumerate(kept):
+            last = position == len(kept) - 1 and not left_out
+            self.rows.append(self._row(key, rails, last))
+            self.below(key, [*rails, not last])
+        if left_out and kept:
+            total = sum(self.sizes[key] for key in left_out)
+            self.rows.append(Row(rails=rails, last=True, hidden_here=len(left_out), hidden_below=total - len(left_out)))
+
+    def _row(self, key: Any, rails: list[bool], last: bool) -> Row:
+        node = self.nodes[key]
+        below_shown = any(child in self.shown for child in self.children[key])
+        return Row(
+            rails=rails, last=last, node=node, text=clip(node.get("text")), pieces=clip_pieces(node),
+            marks=self.marks.get(key, []), side=self.sides.get(key, ""), on_best=key in self.best,
+            hidden_below=0 if below_shown else self.sizes[key] - 1, q_scaled=_scaled(node.get("q"), self.q_range),
+        )  # fmt: skip
 
 
 def clip(text: Any) -> str:
