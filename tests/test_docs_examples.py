@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 
@@ -49,3 +50,12 @@ def test_the_example_runs(page: str, code: str, tmp_path: Path, monkeypatch: pyt
         if TINY_BASE.is_file() or "builtin:tiny-base is not there" not in str(error):
             raise
         pytest.skip("the tiny base model is not in src/treepref/data: `make tiny-base` makes it")
+
+
+def test_the_round_in_one_page_runs_and_gains(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not TINY_BASE.is_file():
+        pytest.skip("the tiny base model is not in src/treepref/data: `make tiny-base` makes it")
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    before, after = importlib.import_module("one_round").main(train=60, evaluate=60)
+    assert after > before
+    assert (ROOT / "examples" / "one_round.py").read_text().count("\n") <= 160

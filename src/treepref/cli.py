@@ -267,6 +267,8 @@ def _quieten(quiet: bool) -> None:
 
 def main() -> None:
     """Entry point. Exits with 2 after an error that the user can mend, 130 after Ctrl-C."""
+    if sys.platform == "win32":
+        sys.exit("error: treepref runs on Linux and macOS; on Windows use it inside WSL")
     try:
         app(prog_name="treepref")
     except TreeprefError as error:

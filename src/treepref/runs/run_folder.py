@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
 import socket
 import sqlite3
+import sys
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+
+if sys.platform == "win32":
+    raise ImportError("treepref runs on Linux and macOS; on Windows use it inside WSL")
+import fcntl
 
 from treepref.errors import StoreError
 from treepref.runs.landing import MARK, clear, fresh_folder, move_file
