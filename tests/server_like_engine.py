@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import select
+import queue
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Any
+from typing import IO, Any
 
 from treepref.engines.base import EngineLimits
 from treepref.engines.scripted import ScriptedEngine, World
@@ -37,6 +38,8 @@ class ServerLikeEngine:
         self.starts += 1
         arguments = [sys.executable, __file__, json.dumps([self._world, self.policy_id])]
         self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        threading.Thread(target=_read, args=(self.process.stdout, self._lines), daemon=True).start()
 
     def submit(self, requests: Iterable[Request]) -> None:
         for request in requests:
@@ -44,10 +47,12 @@ class ServerLikeEngine:
             self._tell({"request": asdict(request)})
 
     def poll(self, timeout: float | None = None) -> list[Result]:
-        assert self.process.stdout is not None
-        if not self._in_flight or not select.select([self.process.stdout], [], [], timeout)[0]:
+        if not self._in_flight:
             return []
-        line = self.process.stdout.readline()
+        try:
+            line = self._lines.get(timeout=timeout)
+        except queue.Empty:
+            return []
         if not line:
             lost, self._in_flight = self._in_flight, set()
             self.process.wait()
@@ -64,12 +69,19 @@ class ServerLikeEngine:
 
     def close(self) -> None:
         self.process.kill()
-        self.process.communicate()
+        self.process.wait()
 
     def _tell(self, message: dict[str, Any]) -> None:
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # told by the next poll
             self.process.stdin.write(json.dumps(message) + "\n")
+
+
+def _read(stream: IO[str], lines: queue.SimpleQueue[str]) -> None:
+    """Every line that comes, and an empty one at the end."""
+    for line in stream:
+        lines.put(line)
+    lines.put("")
 
 
 def _request(plain: dict[str, Any]) -> Request:
