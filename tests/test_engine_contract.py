@@ -36,13 +36,13 @@ def far() -> Iterator[ServerLikeEngine]:
     engine.close()
 
 
-def grow(engine, search, policy: str = "base", count: int = 8, **more) -> tuple[list[Tree], DriveReport]:
+def grow(
+    engine, search, policy: str = "base", count: int = 8, tool: str | None = None, **more
+) -> tuple[list[Tree], DriveReport]:
     trees: list[Tree] = []
     world = World(seed=3)
-    jobs = (
-        Job(new_tree(f"t{i}", f"t{i}", (5, i), PolicyId(policy)), search, lambda t, s: world.reward(t.prompt + s))
-        for i in range(count)
-    )
+    trees_to_grow = (new_tree(f"t{i}", f"t{i}", (5, i), PolicyId(policy)) for i in range(count))
+    jobs = (Job(tree, search, lambda t, s: world.reward(t.prompt + s), tool=tool) for tree in trees_to_grow)
     report = drive(
         jobs, engine, run_seed=1, trees_in_flight=4, journal=None, on_done=lambda job: trees.append(job.tree), **more
     )
