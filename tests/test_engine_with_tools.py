@@ -63,8 +63,8 @@ def watched_and_stopped(policy: Policy, tool: Toy, stops: tuple[str, ...], asked
     return compared
 
 
-@pytest.mark.parametrize("stops", [(), ("1", "2", "3"), (" ", "-")], ids=["none", "digits", "others"])
-@pytest.mark.parametrize("delimiter", ["\n", "7 ", None])
+@pytest.mark.parametrize("stops", [(), ("1", "2", "8"), (" ", "-")], ids=["none", "digits", "others"])
+@pytest.mark.parametrize("delimiter", ["\n", "8-", None])  # of "8-" the first half is a stop
 def test_torch_samples_are_those_of_the_tool_in_the_loop(policy: Policy, stops, delimiter) -> None:
     options = {"tool": "toy", "prompt_tokens": 1, "delimiter": delimiter, "max_tokens": 16}
     asked = [
@@ -74,7 +74,8 @@ def test_torch_samples_are_those_of_the_tool_in_the_loop(policy: Policy, stops, 
         )
         for i, p in enumerate(prompts(9))
     ]  # fmt: skip
-    found = watched_and_stopped(policy, toy(policy), stops, asked)
+    eight = policy.tokenizer.convert_tokens_to_ids("8")  # forced, it begins no delimiter
+    found = watched_and_stopped(policy, toy(policy, tail=(9, eight) if delimiter == "8-" else None), stops, asked)
     assert sum(c.forced is not None for c in found) > 8
     assert {c.finish for c in found} >= {"step", "length"}
 
