@@ -42,7 +42,7 @@ from treepref.models.policy import Policy, clone_policy, load_policy
 from treepref.search.base import solution_tokens
 from treepref.search.limits import Limits
 from treepref.search.mcts import Mcts
-from treepref.types import Request, Tree, new_tree
+from treepref.types import Finish, Request, Tree, new_tree
 
 FIXED = "\0"
 """The delimiter that stands for "after so many tokens"."""
@@ -68,8 +68,8 @@ class FixedStep:
     def __init__(self, length: int, vocabulary: int) -> None:
         self.length, self.candidate = length, np.ones(vocabulary, dtype=bool)
 
-    def ends(self, step_ids: Sequence[int]) -> bool:
-        return len(step_ids) >= self.length
+    def finish(self, step_ids: Sequence[int]) -> Finish | None:
+        return "step" if len(step_ids) >= self.length else None
 
 
 def fixed_engine(policy: Policy, setting: Setting, rows: int) -> TorchEngine:

@@ -12,6 +12,7 @@ import pytest
 
 from treepref.driver import DriveReport, Job, Progress, drive, sample_seed
 from treepref.engines.scripted import ScriptedEngine
+from treepref.engines.with_tools import WithTools
 from treepref.runs.codec import digest_tree
 from treepref.runs.store import Store
 from treepref.search.base import Expansion, node_path
@@ -59,13 +60,13 @@ class Watched(ScriptedEngine):
         self.sent += requests
         super().submit(requests)
 
-    def poll(self) -> list[Result]:
+    def poll(self, timeout: float | None = None) -> list[Result]:
         if self.polls is not None:
             self.polls -= 1
             if self.polls < 0:
                 raise ConnectionError("the engine died")
         assert not self.stopped, "polled although the call was stopped"
-        return super().poll()
+        return super().poll(timeout)
 
 
 def where(request: Request) -> str:
@@ -366,6 +367,7 @@ class TwoTwos:
         return self
 
     open = busy = False
+    stops = ("3",)
 
     def feed(self, token: int) -> Forced | None:
         return Forced((2, 2)) if token == 3 else None
@@ -380,7 +382,7 @@ def test_choices_given_and_forced_tokens_survive_a_crash(tmp_path: Path, polls: 
 
     whole, first, second = Asking(), Asking(), Asking()
     tools = {"twos": TwoTwos()}
-    wanted, report = run(jobs(whole), ScriptedEngine(tools=tools), trees_in_flight=1)
+    wanted, report = run(jobs(whole), WithTools(ScriptedEngine(), tools), trees_in_flight=1)
     told = [c for completions in whole.heard for c in completions]
     assert any(c.choice_probs for c in told) and any(c.forced and any(c.forced) for c in told)
     assert report.tokens == sum(
@@ -390,10 +392,10 @@ def test_choices_given_and_forced_tokens_survive_a_crash(tmp_path: Path, polls: 
         assert [c.tokens for c in completions[-2:]] == [(4, 5, 1), (4, 0)]
         assert [c.finish for c in completions[-2:]] == ["step", "eos"]
     with Store(tmp_path / "run") as store, pytest.raises(ConnectionError):
-        run(jobs(first), Watched(tools=tools, batch=2, polls=polls), journal=store.journal("s", 0))
+        run(jobs(first), WithTools(Watched(batch=2, polls=polls), tools), journal=store.journal("s", 0))
     with Store(tmp_path / "run") as store:
         kept = store.count_journal("s")
-        done, again = run(jobs(second), ScriptedEngine(tools=tools), journal=store.journal("s", 0))
+        done, again = run(jobs(second), WithTools(ScriptedEngine(), tools), journal=store.journal("s", 0))
     assert again.replayed == kept and done == wanted
     assert sorted(map(repr, second.heard)) == sorted(map(repr, whole.heard)), "floats and masks came back as they were"
 
@@ -409,11 +411,11 @@ def test_another_choice_continuation_or_tool_is_not_replayed(tmp_path: Path) -> 
             [replace(job, tool="twos") for job in make_jobs(2, Asking())],
         ]
         for jobs in others:
-            watched = Watched(tools=tools, polls=0)
+            watched = Watched(polls=0)
             with pytest.raises(ConnectionError):
-                run(jobs, watched, journal=store.journal("s", 0))
+                run(jobs, WithTools(watched, tools), journal=store.journal("s", 0))
             assert len(watched.sent) == 2, "the roots of both trees are asked anew"
-            assert {(r.prompt_tokens, r.tool) for r in watched.sent} == {(3, jobs[0].tool)}
+            assert {(r.prompt_tokens, r.stops) for r in watched.sent} == {(3, ("3",) if jobs[0].tool else ())}
         _, same = run(make_jobs(2, Asking()), ScriptedEngine(), journal=store.journal("s", 0))
         assert same.replayed == same.expansions
 

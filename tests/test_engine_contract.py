@@ -13,12 +13,13 @@ import pytest
 import server_like_engine
 from server_like_engine import ServerLikeEngine
 from treepref.driver import DriveReport, Job, drive
+from treepref.engines.base import generate
 from treepref.engines.scripted import ScriptedEngine, World
 from treepref.runs.codec import digest_tree
 from treepref.search.episodes import EpisodeMcts
 from treepref.search.limits import Limits
 from treepref.search.mcts import Mcts
-from treepref.types import Choice, PolicyId, Tree, new_tree
+from treepref.types import Choice, PolicyId, Request, Result, Tree, new_tree
 
 LIMITS = Limits(max_depth=4, max_step_tokens=9)
 SEARCHES = {
@@ -36,13 +37,13 @@ def far() -> Iterator[ServerLikeEngine]:
     engine.close()
 
 
-def grow(engine, search, policy: str = "base", count: int = 8, **more) -> tuple[list[Tree], DriveReport]:
+def grow(
+    engine, search, policy: str = "base", count: int = 8, tool: str | None = None, **more
+) -> tuple[list[Tree], DriveReport]:
     trees: list[Tree] = []
     world = World(seed=3)
-    jobs = (
-        Job(new_tree(f"t{i}", f"t{i}", (5, i), PolicyId(policy)), search, lambda t, s: world.reward(t.prompt + s))
-        for i in range(count)
-    )
+    trees_to_grow = (new_tree(f"t{i}", f"t{i}", (5, i), PolicyId(policy)) for i in range(count))
+    jobs = (Job(tree, search, lambda t, s: world.reward(t.prompt + s), tool=tool) for tree in trees_to_grow)
     report = drive(
         jobs, engine, run_seed=1, trees_in_flight=4, journal=None, on_done=lambda job: trees.append(job.tree), **more
     )
@@ -86,6 +87,22 @@ def test_new_weights_answer_under_their_name(far: ServerLikeEngine) -> None:
     assert report.set_aside == 0 and {tree.policy for tree in trees} == {"round-1"}
     here = ScriptedEngine(world=World(seed=9), policy_id=PolicyId("round-1"))
     assert digests(trees) == digests(grow(here, search, policy="round-1")[0])
+
+
+def test_what_is_in_flight_is_answered_under_the_old_weights(far: ServerLikeEngine) -> None:
+    requests = [Request(f"r{i}", (5, i), 2, (i, i + 1), 9) for i in range(6)]
+    wanted = generate(ScriptedEngine(world=World(seed=3)), requests)
+    far.submit(requests)
+    far.load(SimpleNamespace(id=PolicyId("round-1"), world={"seed": 9}))
+    found: list[Result] = []
+    while len(found) < len(requests):
+        found += far.poll()
+    assert sorted(found, key=lambda r: r.request_id) == wanted and {r.policy for r in found} == {"base"}
+    search = SEARCHES["values"]
+    trees, report = grow(far, search, policy="round-1")  # a run goes on under the new ones, and across a kill
+    far.process.kill()
+    again, after = grow(far, search, policy="round-1")
+    assert digests(again) == digests(trees) and report.set_aside == after.set_aside == 0 < after.retried
 
 
 def test_answers_of_another_policy_are_not_taken(far: ServerLikeEngine) -> None:

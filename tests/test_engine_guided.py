@@ -14,6 +14,7 @@ from treepref.engines.base import Engine, generate
 from treepref.engines.sampling import sample, uniforms
 from treepref.engines.scripted import DELIMITER, EOS, ScriptedEngine, World
 from treepref.engines.torch_engine import TorchEngine
+from treepref.engines.with_tools import WithTools
 from treepref.models.policy import Policy, clone_policy
 from treepref.models.tiny import build_tiny_model, build_tiny_tokenizer
 from treepref.models.weights import PolicyWeights
@@ -213,6 +214,10 @@ class ToyState:
         self.open = self.busy = self.closed = False
         self.skip = self.polls = 0
 
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return self.tool.stops
+
     def feed(self, token: int) -> Forced | None:
         assert not self.closed and not self.busy
         if self.skip:
@@ -249,6 +254,7 @@ class Toy:
     ) -> None:
         self.quick, self.slow, self.brackets, self.tail = set(quick), set(slow), set(brackets), tail
         self.answers, self.answer = True, 40
+        self.stops: tuple[str, ...] = ()
         self.states: list[ToyState] = []
 
     def begin(self, written: Sequence[int]) -> ToyState:
@@ -462,7 +468,7 @@ def test_the_world_scores_given_continuations_as_it_would_have_sampled_them() ->
 def test_the_world_takes_a_tools_tokens() -> None:
     tool = Toy(quick=[2], slow=[3], tail=(4, DELIMITER, 4))
     tool.answer = 4
-    engine = ScriptedEngine(world=World(words=6), tools={"toy": tool})
+    engine = WithTools(ScriptedEngine(world=World(words=6)), {"toy": tool})
     request = ask("r", (5, 2), n=60, tool="toy", max_tokens=30, prompt_tokens=1)
     (result,) = generate(engine, [request])
     assert sum(bool(c.forced) for c in result.completions) > 10

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from tool_tokenizers import byte_level
-from treepref.engines import torch_engine
-from treepref.engines.base import generate
+from treepref.engines.base import Engine, generate
 from treepref.engines.torch_engine import TorchEngine
+from treepref.engines.with_tools import WithTools
 from treepref.models.policy import Policy
 from treepref.models.tiny import build_tiny_model
 from treepref.tools.python import PythonTool
@@ -41,12 +41,12 @@ def writer() -> Policy:
     return Policy(model.eval(), tokenizer, None)
 
 
-def test_a_block_is_one_step_that_ends_in_its_output_and_variables_carry_over(
-    writer: Policy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    patient = Sandbox(seconds=600.0)  # a limit that no machine reaches
-    monkeypatch.setattr(torch_engine, "load_tool", lambda name, tokenizer: PythonTool(tokenizer, patient))
-    engine, tokenizer = TorchEngine(writer, max_rows=4), writer.tokenizer
+@pytest.mark.parametrize("watched", [True, False], ids=["in the loop", "before the engine"])
+def test_a_block_is_one_step_that_ends_in_its_output_and_variables_carry_over(writer: Policy, watched: bool) -> None:
+    tokenizer = writer.tokenizer
+    patient = {"python": PythonTool(tokenizer, Sandbox(seconds=600.0))}  # a limit that no machine reaches
+    engine: Engine = TorchEngine(writer, max_rows=4, tools=patient if watched else None)
+    engine = engine if watched else WithTools(engine, patient)
     prompt = tuple(tokenizer.encode(PROMPT, add_special_tokens=False))
 
     def step(prefix: tuple[int, ...], tool: str | None = "python"):

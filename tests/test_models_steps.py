@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from test_models_text import TOKENIZERS, byte_level, tiny, unigram
 from treepref.errors import ModelError
-from treepref.models.steps import StepEnd, split_steps, step_end
+from treepref.models.steps import SampleEnd, StepEnd, split_steps, step_end
 from treepref.models.text import encode_solution
 
 DELIMITERS = ["\n", "\n\n", " ;", "é", ". ", "é\n"]
@@ -47,6 +47,17 @@ def test_a_delimiter_inside_a_token_ends_the_step_with_that_token() -> None:
     tokenizer = byte_level()
     token = next(t for t, s in ((i, tokenizer.decode([i])) for i in range(len(tokenizer))) if "\n" in s[:-1])
     assert StepEnd(tokenizer, "\n").ends([token])
+
+
+def test_a_delimiter_may_begin_before_the_sample_and_a_stop_may_not() -> None:
+    tokenizer = unigram()
+    first, second = tokenizer.convert_tokens_to_ids(["<0xC3>", "<0xA9>"])
+    ends = StepEnd(tokenizer, "é")
+    assert SampleEnd(ends, [first], []).finish([second]) == "step" and SampleEnd(ends, [], []).finish([second]) is None
+    assert SampleEnd(None, [first], [ends]).finish([second]) is None
+    both = SampleEnd(ends, [], [ends])
+    assert both.finish([first, second]) == "step", "the delimiter goes before a stop"
+    assert SampleEnd(None, [], [ends]).finish([first, second]) == "stop" and both.candidate[second]
 
 
 def test_a_character_that_comes_in_bytes_ends_the_step_with_its_last_byte() -> None:

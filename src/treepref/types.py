@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NewType
 
-Finish = Literal["step", "eos", "length"]
-"""Why a completion ended: the step delimiter was completed, EOS was sampled, or the length limit cut it."""
+Finish = Literal["step", "eos", "length", "stop"]
+"""Why a completion ended: the step delimiter was completed, EOS was sampled, the length limit cut it, or one of the
+request's `stops` was completed (no tree holds such a one: only `engines/with_tools.py` asks for stops)."""
 
 
 PolicyId = NewType("PolicyId", str)
@@ -97,6 +98,12 @@ class Request:
     """Ask this after each finished sample (not after one that was cut)."""
     given: tuple[tuple[int, ...], ...] = ()
     """Continuations to score instead of sampling: each becomes a completion, behind the `n` sampled ones."""
+    stops: tuple[str, ...] = ()
+    """A sample ends at the first token whose decoding with those sampled before it contains one of these texts, too."""
+    begun: int = 0
+    """How many tokens at the prefix's end the sample has already: its seed's random numbers go on behind them."""
+    step_tokens: int = 0
+    """How many tokens at the prefix's end belong to the step that goes on: the delimiter may begin in them."""
     tool: str | None = None
     """Name of a tool that watches the samples and forces its results into them (treepref.tools)."""
     prompt_tokens: int = 0
@@ -109,7 +116,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One sample. `logprobs` are the untempered policy's; `behaviour` the sampler's where T ≠ 1 or top-p < 1."""
+    """One sample. `logprobs` are the untempered policy's; `behaviour` the sampler's where T ≠ 1 or top-p < 1 and they
+    are known."""
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from treepref.engines.guide import Guide
 from treepref.engines.kv_cache import Match
-from treepref.models.steps import StepEnd
+from treepref.models.steps import SampleEnd, StepEnd
 from treepref.types import Choice, Completion, Cost, Finish, PolicyId, Request
 
 
@@ -68,13 +68,15 @@ class Row:
     job: Job
     sample: int
     seed: int
-    step_end: StepEnd | None
+    step_end: StepEnd | SampleEnd | None
     guide: Guide | None = None
     """None: every token is sampled."""
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     behaviour: list[float] = field(default_factory=list)
     finish: Finish | None = None
+    waits: bool = False
+    """It got no token in this round, for it awaits a tool: the pass runs its newest one once more."""
     passes: int = 0
     """Passes of the model that it took part in."""
     score: float | None = None

@@ -27,6 +27,11 @@ def uniforms(seeds: np.ndarray, counters: np.ndarray) -> np.ndarray:
     return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
+def advanced(seed: int, draws: int) -> int:
+    """The seed whose stream is this one's without its first `draws` numbers, in [0, 2^64)."""
+    return (seed + draws * int(_STEP)) % 2**64
+
+
 def sample(
     logits_BV: torch.Tensor, temperature_B: torch.Tensor, top_p_B: torch.Tensor, uniform_B: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

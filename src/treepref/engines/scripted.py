@@ -1,7 +1,8 @@
 """An engine without a model: completions are a deterministic function of the prefix and the sample's seed.
 
 For tests and for studying search alone. Knows no text: the world's token 0 is EOS, token 1 ends a step whatever
-delimiter a request names, the others are words.
+delimiter a request names, the others are words. A request's stops name tokens by their numbers ("4"). It has no tools:
+`engines/with_tools.py` runs them.
 """
 
 from __future__ import annotations
@@ -10,14 +11,12 @@ import hashlib
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from treepref.engines.base import Asked, EngineLimits
-from treepref.engines.guide import Guide, score_guide
 from treepref.errors import ModelError
-from treepref.tools.base import Tool
 from treepref.types import BASE, Choice, Completion, Cost, Finish, PolicyId, Request, Result
 
 Script = Callable[[tuple[int, ...], int, Request], Completion]
@@ -59,11 +58,8 @@ class World:
         if not 1 <= self.words <= 30:
             raise ValueError(f"World.words is {self.words}; it must be between 1 and 30")
 
-    def complete(self, prefix: tuple[int, ...], seed: int, request: Request, guide: Guide | None = None) -> Completion:
-        """One sample as the request asks for it: to the step's end, to EOS, or to the length limit.
-
-        With a `guide` its tokens go before sampled ones. Raises ModelError for a token that the world has not.
-        """
+    def complete(self, prefix: tuple[int, ...], seed: int, request: Request) -> Completion:
+        """One sample as the request asks for it: to the step's end, to EOS, to a stop, or to the length limit."""
         history = self._history(prefix)
         tokens: list[int] = []
         logprobs: list[float] = []
@@ -72,38 +68,31 @@ class World:
         while finish is None and len(tokens) < request.max_tokens:
             policy = self._log_softmax(history)
             sampler = _sampler(policy, request.temperature, request.top_p)
-            if guide is not None and (ended := _awaited(guide, request.max_tokens - len(tokens))):
-                finish = ended
-                break
-            dictated = guide is not None and guide.dictates
-            if guide is not None and dictated:
-                token, chance = guide.next(), 1.0
-            else:
-                token = _draw(sampler, _uniform(f"{seed}:{len(tokens)}".encode()))
-                chance = sampler[token]
-            if not 0 <= token < len(policy):
-                raise ModelError(f"token {token} is not in this world, whose tokens are 0 to {len(policy) - 1}")
+            token = _draw(sampler, _uniform(f"{seed}:{request.begun + len(tokens)}".encode()))
             tokens.append(token)
             logprobs.append(policy[token])
-            behaviour.append(math.log(chance))
+            behaviour.append(math.log(sampler[token]))
             history.update(_bytes(token))
-            if guide is not None:
-                finish = guide.took(token, dictated, (EOS,), request.max_tokens - len(tokens))
-                if guide.scores or guide.checked == len(tokens):
-                    continue
-            if finish is None and (token == EOS or (token == DELIMITER and request.delimiter is not None)):
-                finish = "eos" if token == EOS else "step"
-        if guide is not None:
-            guide.close()
+            finish = _ended(token, request)
         tempered = request.temperature != 1.0 or request.top_p < 1.0
         return Completion(
             tokens=tuple(tokens),
             logprobs=tuple(logprobs),
             finish=finish or "length",
-            behaviour=tuple(behaviour) if tempered and not (guide is not None and guide.scores) else None,
-            forced=tuple(guide.forced) if guide is not None and any(guide.forced) else None,
+            behaviour=tuple(behaviour) if tempered else None,
             value=self.value(prefix + tuple(tokens)),
         )
+
+    def logprobs(self, prefix: tuple[int, ...], tokens: tuple[int, ...]) -> list[float]:
+        """Log-prob of each of the tokens behind a prefix. Raises ModelError for a token that the world has not."""
+        history, found = self._history(prefix), []
+        for token in tokens:
+            policy = self._log_softmax(history)
+            if not 0 <= token < len(policy):
+                raise ModelError(f"token {token} is not in this world, whose tokens are 0 to {len(policy) - 1}")
+            found.append(policy[token])
+            history.update(_bytes(token))
+        return found
 
     def choice_probs(self, prefix: Sequence[int], choice: Choice) -> tuple[float, ...]:
         """Mass of each option, as if the first meant "right" of the solution so far: a noisy view as V is.
@@ -168,7 +157,6 @@ class ScriptedEngine:
         value: ValueScript | None = None,
         choice: ChoiceScript | None = None,
         score: ScoreScript | None = None,
-        tools: Mapping[str, Tool] | None = None,
         world: World | None = None,
         has_values: bool = True,
         max_context: int = 4096,
@@ -182,7 +170,7 @@ class ScriptedEngine:
 
         What a script says beside its samples: `value` is V of a prefix (none without it), `choice` answers choices
         (without it, the completions' own `choice_probs` stand), `score` weighs given continuations (without it they
-        are an error). `tools`, by name, watch the world's samples; a script forces tokens as it likes.
+        are an error). A script may force tokens as it likes.
         """
         if batch is not None and batch < 1:
             raise ValueError(f"batch is {batch}; it must be at least 1")
@@ -195,7 +183,6 @@ class ScriptedEngine:
         self._value = value
         self._choice = choice
         self._score = score
-        self._tools = dict(tools or {})
         self._batch = batch
         self._order = None if shuffle is None else random.Random(shuffle)
         self._latency = latency
@@ -278,32 +265,25 @@ class ScriptedEngine:
     def _sample(self, request: Request, seed: int) -> Completion:
         if self._script is not None:
             return self._script(request.prefix, seed, request)
-        tool = self._tool(request)
-        guide = None if tool is None else Guide(tool.begin(request.prefix[request.prompt_tokens :]))
-        return self.world.complete(request.prefix, seed, request, guide)
-
-    def _tool(self, request: Request) -> Tool | None:
-        if request.tool is not None and request.tool not in self._tools:
-            raise ModelError(f"this scripted engine has no tool {request.tool!r}: give it tools={{…}}")
-        return None if request.tool is None else self._tools[request.tool]
+        if request.tool is not None:
+            raise ModelError(f"a scripted engine has no tool {request.tool!r}: put WithTools(engine, …) before it")
+        return self.world.complete(request.prefix, seed, request)
 
     def _scored(self, request: Request, given: tuple[int, ...], room: int) -> Completion:
         """A given continuation as a completion; one that does not fit the context is cut."""
         if not given:
             raise ModelError("a given continuation is empty: at least one token must be scored")
-        if self._script is None:
-            guide = score_guide(given, room, (EOS,), self._tool(request))
-            return self.world.complete(request.prefix, 0, replace(request, max_tokens=room), guide)
+        score = self._score or (self.world.logprobs if self._script is None else None)
+        if score is None:
+            raise ModelError("this scripted engine scores no given continuations: give it score=…")
         tokens = given[:room]
         finish: Finish = "length" if len(given) > room else "eos" if given[-1] == EOS else "step"
-        if self._score is None:
-            raise ModelError("this scripted engine scores no given continuations: give it score=…")
         value = self._prefix_value(request.prefix + tokens)
-        return Completion(tokens, tuple(self._score(request.prefix, tokens)), finish, value=value)
+        return Completion(tokens, tuple(score(request.prefix, tokens)), finish, value=value)
 
     def _asked(self, request: Request, completion: Completion) -> Completion:
         """The completion with the answer to the request's choice."""
-        if request.choice is None or completion.finish == "length":
+        if request.choice is None or completion.finish not in ("step", "eos"):
             return replace(completion, choice_probs=None)
         answer = self._choice or (self.world.choice_probs if self._script is None else None)
         if answer is None:
@@ -322,11 +302,13 @@ def _was_asked(completion: Completion) -> bool:
     return completion.choice_probs is not None
 
 
-def _awaited(guide: Guide, left: int) -> Finish | None:
-    """Wait for a tool's result, if one is awaited; how it ended the sample, if it did."""
-    while (told := guide.wait(left)) is True:
-        time.sleep(0.001)
-    return told or None
+def _ended(token: int, request: Request) -> Finish | None:
+    """How a token that was sampled ends the sample, if it does."""
+    if token == EOS:
+        return "eos"
+    if token == DELIMITER and request.delimiter is not None:
+        return "step"
+    return "stop" if str(token) in request.stops else None
 
 
 def _sampler(policy: Sequence[float], temperature: float, top_p: float) -> list[float]:

@@ -26,10 +26,10 @@ from treepref.engines.guide import Guide, score_guide
 from treepref.engines.jobs import Job, Placement, Question, Row
 from treepref.engines.kernels import HANDED_BACK, PackedLinear, Precision, pack
 from treepref.engines.kv_cache import Match, PrefixTree, cut_passes
-from treepref.engines.sampling import sample, uniforms
+from treepref.engines.sampling import advanced, sample, uniforms
 from treepref.engines.values import ValueReader
 from treepref.models.policy import Policy
-from treepref.models.steps import StepEnd
+from treepref.models.steps import SampleEnd, StepEnd
 from treepref.tools import Tool, load_tool
 from treepref.types import Choice, Completion, Cost, Request, Result
 
@@ -79,6 +79,7 @@ class TorchEngine:
         self._eos = policy.eos_ids
         self._waiting: deque[Job] = deque()
         self._rows: list[Row] = []
+        self._some_wait = False
         self._questions: deque[Question] = deque()
         self._done: list[Result] = []
         self._tools: dict[str, Tool] = dict(tools or {})
@@ -234,7 +235,7 @@ class TorchEngine:
             job, request = placement.job, placement.job.request
             if request.want_value:
                 job.prefix_value = value
-            step_end = self._step_end(request.delimiter)
+            step_end = self._sample_end(request)
             self._rows += [self._row(job, placement.first + i, step_end) for i in range(placement.rows)]
             if not job.completions:
                 self._done.append(Result(request.id, (), job.prefix_value, policy=job.policy, cost=job.cost))
@@ -246,13 +247,13 @@ class TorchEngine:
         self._values.begin(start, len(self._rows))
         self._compact(keep=[bool(row.job.completions) for row in self._rows])
 
-    def _row(self, job: Job, sample: int, step_end: StepEnd | None) -> Row:
+    def _row(self, job: Job, sample: int, step_end: StepEnd | SampleEnd | None) -> Row:
         """The row of a sample, or of one of the request's given continuations behind them."""
         request = job.request
         tool = None if request.tool is None else self._tools[request.tool]
         if sample < request.n:
             guide = None if tool is None else Guide(tool.begin(request.prefix[request.prompt_tokens :]))
-            return Row(job, sample, request.seeds[sample] % 2**64, step_end, guide)
+            return Row(job, sample, advanced(request.seeds[sample], request.begun), step_end, guide)
         if not job.completions:
             return Row(job, sample, 0, step_end)
         room = self.max_context - len(request.prefix)
@@ -288,6 +289,7 @@ class TorchEngine:
         rows = self._rows
         guided = [i for i, row in enumerate(rows) if row.guide is not None]
         waiting = self._wait(guided) if guided else set()
+        self._some_wait = bool(waiting)
         if len(waiting) == len(rows):
             return any(row.finish is not None for row in rows)
         logits_BV = self._logits(self._hidden_RH[: len(rows)])
@@ -314,7 +316,7 @@ class TorchEngine:
                 row.finish = "eos"
                 continue
             if row.step_end is not None and row.step_end.candidate[token] and start < len(row.tokens):
-                row.finish = "step" if row.step_end.ends(row.tokens[start:]) else None
+                row.finish = row.step_end.finish(row.tokens[start:])
             if row.finish is None and len(row.tokens) >= row.job.max_tokens:
                 row.finish = "length"
         return True
@@ -336,7 +338,8 @@ class TorchEngine:
             row = self._rows[index]
             assert row.guide is not None
             told = row.guide.wait(row.job.max_tokens - len(row.tokens))
-            if told is not False:
+            row.waits = told is not False
+            if row.waits:
                 waiting.add(index)
                 row.finish = None if told is True else told
         return waiting
@@ -366,7 +369,7 @@ class TorchEngine:
         keep = [row.finish is None or self._closes(row) for row in self._rows]
         if not all(keep):
             for index, row in enumerate(self._rows):
-                if not keep[index] and (row.finish == "step" or self._asks(row)):
+                if not keep[index] and (row.finish in ("step", "stop") or self._asks(row)):
                     # Its last token has not been run: whoever continues the step computes that one.
                     self._keep_state(index, row.tokens[:-1], hidden_H=None)
             self._compact(keep)
@@ -380,7 +383,7 @@ class TorchEngine:
             return self._hidden_RH[: len(rows)]
 
         read_RH = self._values.decode(run)
-        self._values.add(read_RH)
+        self._values.add(read_RH, [i for i, row in enumerate(rows) if row.waits] if self._some_wait else [])
         for row in rows:
             row.passes += 1
         closing = [i for i, row in enumerate(rows) if row.finish is not None]
@@ -390,7 +393,7 @@ class TorchEngine:
         for index, value, score in zip(closing, values, scores, strict=True):
             row = rows[index]
             row.score = score
-            if row.finish == "step":
+            if row.finish in ("step", "stop"):
                 self._keep_state(index, row.tokens, self._hidden_RH[index].clone())
             elif self._asks(row):
                 self._keep_state(index, row.tokens[:-1], hidden_H=None)
@@ -407,7 +410,7 @@ class TorchEngine:
         return (row.job.request.want_value and self.has_values) or (self._asks(row) and row.finish == "step")
 
     def _asks(self, row: Row) -> bool:
-        return row.job.request.choice is not None and row.finish != "length"
+        return row.job.request.choice is not None and row.finish in ("step", "eos")
 
     def _keep_state(self, index: int, tokens: Sequence[int], hidden_H: torch.Tensor | None) -> None:
         """Keep a row's prefix and `tokens` for those who continue them."""
@@ -431,7 +434,7 @@ class TorchEngine:
             value=value,
             score=row.score if request.want_value else None,
         )
-        if request.choice is not None and row.finish != "length":
+        if request.choice is not None and row.finish in ("step", "eos"):
             self._ask(job, row.sample, request.choice, tuple(row.tokens))
         else:
             self._complete(job, row.sample, None)
@@ -545,6 +548,14 @@ class TorchEngine:
     def _shares(self) -> bool:
         """Whether siblings read their prefix together. Row by row the numbers do not depend on who else is there."""
         return not self.deterministic and can_share(self.policy)
+
+    def _sample_end(self, request: Request) -> StepEnd | SampleEnd | None:
+        """What ends a request's samples in their text."""
+        delimiter = self._step_end(request.delimiter)
+        step = request.prefix[len(request.prefix) - request.step_tokens :] if delimiter is not None else ()
+        if not step and not request.stops:
+            return delimiter
+        return SampleEnd(delimiter, step, [end for text in request.stops if (end := self._step_end(text))])
 
     def _step_end(self, delimiter: str | None) -> StepEnd | None:
         if delimiter is None:

@@ -40,11 +40,14 @@ class ValueReader:
             run()
         return found[head.read.layer][:, -1]
 
-    def add(self, read_RH: Tensor) -> None:
-        """Count the newest token of every row, where a mean is read."""
+    def add(self, read_RH: Tensor, again: Sequence[int]) -> None:
+        """Count the newest token of every row, where a mean is read. `again`: rows whose newest was counted before."""
         head = self.head
         if head is not None and head.read.pool == "mean":
-            self._score_R[: len(read_RH)] += head.scores(read_RH)
+            score_R = head.scores(read_RH)
+            if again:
+                score_R[again] = 0
+            self._score_R[: len(read_RH)] += score_R
 
     def close(self, rows: Sequence[Row], closing: Sequence[int], read_RH: Tensor) -> tuple[Values, Values]:
         """Values of the rows that end here, and their sums of w·h where the head reads a mean."""

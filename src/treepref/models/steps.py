@@ -13,6 +13,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from treepref.errors import ModelError
+from treepref.types import Finish
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 """What decoders put for bytes that are not (yet) a character."""
@@ -39,6 +40,10 @@ class StepEnd:
             return False
         return self.delimiter in _text(self.tokenizer, step_ids)
 
+    def finish(self, step_ids: Sequence[int]) -> Finish | None:
+        """How the last id ends the step, if it does."""
+        return "step" if self.ends(step_ids) else None
+
     def split(self, ids: Sequence[int]) -> list[int]:
         """Lengths of the steps of a whole solution; what follows the last delimiter (EOS at least) is a step too."""
         lengths: list[int] = []
@@ -48,6 +53,23 @@ class StepEnd:
                 lengths.append(position + 1 - start)
                 start = position + 1
         return [*lengths, len(ids) - start] if start < len(ids) else lengths
+
+
+class SampleEnd:
+    """The same for a sample that goes on with a step, or ends at other texts too; stands in the place of a StepEnd."""
+
+    def __init__(self, delimiter: StepEnd | None, step: Sequence[int], stops: Sequence[StepEnd]) -> None:
+        """`step`: what the step has before the sample; the delimiter may begin in it, and no stop does."""
+        self.delimiter, self.step, self.stops = delimiter, list(step), stops
+        tables = [end.candidate for end in (delimiter, *stops) if end is not None]
+        self.candidate: np.ndarray = np.logical_or.reduce(tables)
+        """bool [V], as a StepEnd's."""
+
+    def finish(self, ids: Sequence[int]) -> Finish | None:
+        """How the last of the sample's ids ends it, if it does; the delimiter goes before a stop."""
+        if self.delimiter is not None and self.delimiter.ends([*self.step, *ids]):
+            return "step"
+        return "stop" if any(stop.ends(ids) for stop in self.stops) else None
 
 
 @lru_cache(maxsize=8)

@@ -27,6 +27,15 @@ class ToolState(Protocol):
     busy: bool
     """A result is awaited: ask `result()` until it is there, and sample nothing meanwhile."""
 
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Texts that an engine out of reach should stop at and ask again: without one of them, nothing happens next.
+
+        One character each, so that a text cannot begin before the place where it stopped. Where something happens
+        elsewhere after all, the tokens sampled behind it are for nothing, but nothing goes wrong.
+        """
+        ...
+
     def feed(self, token: int) -> Forced | None:
         """Take the sample's next token, sampled or forced; what to force after it. None: nothing, or not yet (`busy`).
 

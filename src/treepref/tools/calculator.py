@@ -76,6 +76,7 @@ class CalculatorState:
     """One sample: outside an annotation, or inside one with the bytes of its expression."""
 
     __slots__ = ("_added", "_expression", "_force", "_last", "busy", "open")
+    stops = ("=",)
 
     def __init__(self, added: Callable[[int], bytes | None], force: Callable[[bytes], Forced | None]) -> None:
         self.open = False

@@ -96,6 +96,10 @@ class PythonState:
         for token in written:
             self._read(token)
 
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return ("`", "\n") if b"`" in self._line else ("`",)  # a line that may be a fence is one when it ends
+
     def feed(self, token: int) -> Forced | None:
         """Never forces at once: a block that closes makes the state busy."""
         if self._own:
