@@ -141,7 +141,7 @@ def test_a_fork_learns_from_the_same_first_samples(finished: Path, tmp_path: Pat
 
 def test_without_dpo_labels_come_from_the_sft_model_and_without_labels_nothing_changes(tmp_path: Path) -> None:
     # No sample of one token is a solution, so there is no pseudo-label: retraining from the base is the warm-up again.
-    run(tmp_path, "self_training.dpo=false", "self_training.max_tokens=1", "rounds=1")
+    run(tmp_path, "self_training.dpo=false", "self_training.dpo_samples=5", "self_training.max_tokens=1", "rounds=1")
     with Store(tmp_path, read_only=True) as store:
         assert {tree.policy for tree in store.trees("round-1/labels")} == {"round-0"}
         assert [s.name for s in store.stages() if s.name.count("/") == 1] == [
@@ -160,7 +160,7 @@ def test_without_pseudo_labels_there_is_the_warm_up_alone(tmp_path: Path) -> Non
 
 def test_rounds_stop_where_accuracy_no_longer_improves(tmp_path: Path) -> None:
     # Without pseudo-labels every round is the warm-up again, as good and no better.
-    off = ["self_training.dpo=false", "self_training.max_tokens=1", "rounds=3"]
+    off = ["self_training.dpo=false", "self_training.dpo_samples=5", "self_training.max_tokens=1", "rounds=3"]
     results = run(tmp_path, *off, "self_training.patience=1")
     assert [r["round"] for r in results["rounds"]] == [0, 1]
     with Store(tmp_path, read_only=True) as store:

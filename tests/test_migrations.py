@@ -19,9 +19,13 @@ from golden_runs import Script, found, play
 from small_runs import treepref_command
 from treepref.errors import StoreError
 from treepref.keys import flatten, methods_with
+from treepref.loops.fork import fork
+from treepref.recipes.reading import AS_RUN, load_recipe
+from treepref.recipes.yaml_text import dump_yaml
 from treepref.runs.migrate import policy_name
 from treepref.runs.schema import SCHEMA
 from treepref.runs.store import Store
+from treepref.runs.stored_recipe import stored_recipe
 
 OLD = Path(__file__).parent / "golden" / "schema_1"
 THEN = json.loads((OLD / "found.json").read_text())
@@ -96,6 +100,26 @@ def test_commands_read_an_old_run(tmp_path: Path) -> None:
     done = treepref_command("digest", "run", cwd=tmp_path)
     assert done.returncode == 0 and schema(run) == 1
     assert treepref_command("compare", "run", str(copy), "--out", "both", cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize("method", golden_runs.METHODS)
+def test_the_recipe_of_an_old_run_is_read(method: str, tmp_path: Path) -> None:
+    run = unpack(method, tmp_path / "run")
+    with sqlite3.connect(run / "run.db") as db:
+        data = json.loads(db.execute("SELECT value FROM meta WHERE key = 'recipe'").fetchone()[0])
+    (run / "recipe.yaml").write_text(AS_RUN + dump_yaml(data))
+    with Store(run, read_only=True) as store:
+        assert load_recipe(run / "recipe.yaml").recipe == stored_recipe(store)
+
+
+def test_an_old_run_is_forked(tmp_path: Path) -> None:
+    run = unpack("svpo", tmp_path / "run")
+    with sqlite3.connect(run / "run.db") as db:
+        data = json.loads(db.execute("SELECT value FROM meta WHERE key = 'recipe'").fetchone()[0])
+    (run / "recipe.yaml").write_text(AS_RUN + dump_yaml(data))
+    fork(run, tmp_path / "fork", ["train.objective=dpo"])
+    recipe = load_recipe(tmp_path / "fork" / "recipe.yaml").recipe
+    assert recipe.train.objective == "dpo" and not hasattr(recipe, "online")
 
 
 @pytest.mark.parametrize(

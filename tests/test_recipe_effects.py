@@ -8,18 +8,21 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from golden_runs import Script, scripted_engine
 from small_runs import copy_model, treepref_command
-from treepref.config import RECIPES
+from treepref.config import RECIPES, Recipe
 from treepref.engines import torch_engine
-from treepref.keys import keys_of, methods_with
+from treepref.keys import SWITCHES, Switch, keys_of, methods_with, plain
+from treepref.recipes.reading import dump_recipe, load_recipe
 from treepref.runs.store import Store
 from treepref.training import learner
 
@@ -53,7 +56,7 @@ CHANGED: dict[str, tuple[str, list[str]]] = {
     "model.lora.rank": ("2", ["model.lora={rank: 4}"]),
     "model.lora.alpha": ("8.0", ["model.lora={rank: 4}"]),
     "model.lora.targets": ("[q_proj]", ["model.lora={rank: 4}"]),
-    "task.kind": ("jsonl", ["task.path=rows.jsonl", *PLAIN]),
+    "task.kind": ("gsm8k", ["task.kind=jsonl", "task.path=folder", *PLAIN]),
     "task.name": ("countdown", PLAIN),
     "task.params": ("{min_terms: 2, max_terms: 3, min_digits: 1, max_digits: 1}", []),
     "task.path": ("others.jsonl", ROWS),
@@ -137,7 +140,7 @@ CHANGED: dict[str, tuple[str, list[str]]] = {
     "online.enabled": ("false", ["train.reference=previous"]),
     "online.batch_problems": ("4", []),
     "online.checkpoint_every": ("1", ["online.checkpoint_every=9"]),
-    "self_training.dpo": ("false", []),
+    "self_training.dpo": ("false", ["self_training.dpo_samples=5"]),
     "self_training.pseudo_labels": ("false", []),
     "self_training.dpo_samples": ("5", []),
     "self_training.label_samples": ("2", []),
@@ -182,6 +185,10 @@ def other(key: str, default: Any) -> tuple[str, list[str]]:
     return json.dumps(not default if isinstance(default, bool) else default * 0.75 if default else 0.5), []
 
 
+class Enough(BaseException):
+    """A run differs already; what is left of it would only take time."""
+
+
 @dataclass
 class Trace:
     """What a run did."""
@@ -192,8 +199,17 @@ class Trace:
     rows: dict[str, object] = field(default_factory=dict)
     files: list[str] = field(default_factory=list)
 
+    against: Trace | None = field(default=None, compare=False)
+
+    def note(self, what: str, item: object) -> None:
+        """Keep a request or a setting. Raises Enough where it is not the one that `against` has there."""
+        ours = getattr(self, what)
+        ours.append(item)
+        if self.against is not None and getattr(self.against, what)[len(ours) - 1 : len(ours)] != [item]:
+            raise Enough
+
     def differs_in(self, one: Trace) -> list[str]:
-        return [name for name, value in vars(self).items() if value != vars(one)[name]]
+        return [name for name in ("requests", "settings", "rows", "files") if vars(self)[name] != vars(one)[name]]
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +224,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "others.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[::-1][:40]))
     (folder / "folder").mkdir()
     for part, (name, start) in enumerate((("train", 0), ("validation", 20), ("second", 35))):
-        kept = [{"question": r["question"] + "?" * part, "answer": r["rationale"]} for r in rows[start : start + 14]]
+        kept = [
+            r | {"question": r["question"] + "?" * part, "answer": r["rationale"]} for r in rows[start : start + 14]
+        ]
         (folder / "folder" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
     (folder / "mychecks.py").write_text("def check(text, problem):\n    return '1' in text or problem.answer in text\n")
     copy_model(folder / "model")
@@ -216,28 +234,30 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def traced(folder: Path, method: str, overrides: tuple[str, ...]) -> Trace:
-    """A run under `method` with `overrides` upon its start."""
-    trace, arguments = Trace(), [RUNNABLE[method], *START[method], *overrides]
+def traced(
+    folder: Path, method: str, overrides: tuple[str, ...], against: Trace | None = None, recipe: str | None = None
+) -> Trace:
+    """A run under `method` with `overrides` upon its start, or of a file, until it differs from `against`."""
+    trace, arguments = Trace(against=against), [RUNNABLE[method], *START[method], *overrides]
     engine = scripted_engine(Script(arguments, folder))
 
     class Engine(engine):
         def __init__(self, policy, **settings) -> None:
-            trace.settings.append(("engine", str(policy.model.dtype), settings))
+            trace.note("settings", ("engine", str(policy.model.dtype), settings))
             super().__init__(policy, **settings)
 
         def submit(self, requests) -> None:
             requests = list(requests)
-            trace.requests.append([asdict(replace(r, id="")) for r in requests])
+            trace.note("requests", [asdict(replace(r, id="")) for r in requests])
             super().submit(requests)
 
     class Learner(learner.Learner):
         def __init__(self, model, value_head, settings, **more) -> None:
-            trace.settings.append(("learner", repr(settings)))
+            trace.note("settings", ("learner", repr(settings)))
             super().__init__(model, value_head, settings, **more)
 
     def save(*given, _real=learner.save_checkpoint, **more):
-        trace.settings.append("a training state is saved")
+        trace.note("settings", "a training state is saved")
         return _real(*given, **more)
 
     shutil.rmtree(folder / "run", ignore_errors=True)
@@ -247,7 +267,9 @@ def traced(folder: Path, method: str, overrides: tuple[str, ...]) -> Trace:
         for module in LEARNERS:
             patch.setattr(f"{module}.Learner", Learner)
         patch.setattr(learner, "save_checkpoint", save)
-        treepref_command("run", arguments[0], "-q", "--out", "run", *arguments[1:], cwd=folder)
+        asked = arguments if recipe is None else [recipe]
+        with suppress(Enough):
+            treepref_command("run", asked[0], "-q", "--out", "run", *asked[1:], cwd=folder)
     trace.rows = dict(stored(folder / "run"))
     trace.files = sorted(str(p.relative_to(folder / "run")) for p in (folder / "run").glob("round-*"))
     return trace
@@ -299,6 +321,45 @@ def test_every_key_does_something(world: Path, method: str, key: str) -> None:
     value, around = other(key, keys_of(RECIPES[method])[key])
     around = [o for o in around if method in methods_with(o.partition("=")[0])]
     before = start(world, method, tuple(around))
-    changed = traced(world, method, (*around, f"{key}={value}"))
+    changed = traced(world, method, (*around, f"{key}={value}"), against=before)
     assert changed.rows.get("problems"), "the run was refused"
     assert before.differs_in(changed), f"{key}={value} changes nothing of a run of {method}"
+
+
+def _under(switch: Switch, cls: type[Recipe]) -> list[str]:
+    sections = tuple(f"{key}." for key in switch.keys)
+    return [key for key in keys_of(cls) if key in switch.keys or key.startswith(sections)]
+
+
+SWITCHED = [
+    pytest.param(switch, method, off, id=f"{method}-{switch.by}={off}")
+    for switch in SWITCHES
+    for method, cls in RECIPES.items()
+    for off in switch.off
+    if switch.by in keys_of(cls) and _under(switch, cls) and (method, off) != ("dpo_st", 0)
+]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("switch", "method", "off"), SWITCHED)
+def test_what_is_switched_off_does_nothing(world: Path, switch: Switch, method: str, off: object) -> None:
+    """All keys under a switch are changed together. Such recipes are refused, but not where a run wrote them."""
+    around = tuple(VALUES) if method == "svpo" else ()
+    data = plain(load_recipe(RUNNABLE[method], [*START[method], *around]).recipe)
+    _set(data, switch.by, off)
+    traces = []
+    for number in range(2):
+        for key in _under(switch, RECIPES[method]) if number else ():
+            _set(data, key, yaml.safe_load(other(key, keys_of(RECIPES[method])[key])[0]))
+        recipe = RECIPES[method].model_validate_json(json.dumps(data))
+        (world / "as_run.yaml").write_text(dump_recipe(recipe))
+        traces.append(traced(world, method, around, recipe="as_run.yaml"))
+        traces[-1].settings = [setting for setting in traces[-1].settings if setting[0] != "learner"]
+    assert traces[0].rows.get("problems") and traces[1].differs_in(traces[0]) == []
+
+
+def _set(data: dict[str, Any], key: str, value: object) -> None:
+    *sections, name = key.split(".")
+    for section in sections:
+        data = data[section]
+    data[name] = value

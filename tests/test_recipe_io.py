@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from treepref.config import RECIPES, SvpoRecipe
 from treepref.errors import RecipeError
-from treepref.keys import keys_of, known_keys, methods_with
+from treepref.keys import SWITCHES, keys_of, known_keys, methods_with
 from treepref.recipes.reading import RESUMABLE, builtin_recipes, check_resume, dump_recipe, load_recipe, recipe_changes
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "recipes.md"
@@ -394,7 +394,7 @@ def test_other_changes_are_refused_with_a_diff() -> None:
 def test_every_numeric_key_is_either_resumable_or_refused(key: str) -> None:
     overrides = ["task.splits.labelled=5", "pairs.min_problems=1", "model.lora={}"]
     method = methods_with(key)[0]
-    overrides += ["warmup.epochs=1"] if method == "dpo_st" else []
+    overrides += ["warmup.epochs=1"] if method == "dpo_st" or key.startswith("warmup.") else []
     overrides += ["search.self_evaluation={}"] if method == "mcts_dpo" else []
     old = load_recipe(method, overrides).recipe
     new = load_recipe(method, [*overrides, f"{key}=33"]).recipe
@@ -425,6 +425,61 @@ def test_a_key_that_means_nothing_to_the_method_is_refused(
 ) -> None:
     problems = problems_of(tmp_path, f"extends: {method}\n{text}")
     assert problems == [f"r.yaml:{line}: {key}: has no effect with {method}, only with {knows}: take it out"]
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "place", "key", "by"),
+    [
+        ("train: {objective: dpo,\n  margin: 0.7}\n", [], "r.yaml:3", "train.margin", "train.objective is dpo"),
+        ("value: {samples: 3}\n", ["train.objective=sft", "value.samples=4"], "override 'value.samples=4'",
+         "value.samples", "train.objective is sft"),
+        ("", ["task.kind=reasoning_gym", "task.path=a.jsonl"], "override 'task.path=a.jsonl'", "task.path",
+         "task.kind is reasoning_gym"),
+        ("pairs: {level: solution}\n", ["pairs.max_per_parent=3"], "override 'pairs.max_per_parent=3'",
+         "pairs.max_per_parent", "pairs.level is solution"),
+        ("method: dpo_st\nwarmup: {epochs: 1}\ntask: {splits: {labelled: 9}}\nself_training:\n  dpo: false\n"
+         "  dpo_samples: 9\n", [], "r.yaml:7", "self_training.dpo_samples", "self_training.dpo is false"),
+    ],
+)  # fmt: skip
+def test_a_key_that_another_leaves_without_effect_is_refused(
+    tmp_path: Path, text: str, overrides: list[str], place: str, key: str, by: str
+) -> None:
+    (tmp_path / "r.yaml").write_text(f"name: a\n{text}")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(tmp_path / "r.yaml", overrides)
+    assert str(caught.value).replace(f"{tmp_path}/", "") == f"{place}: {key}: has no effect while {by}: take it out"
+
+
+def test_a_later_text_may_switch_off_what_an_earlier_one_sets(tmp_path: Path) -> None:
+    (tmp_path / "first.yaml").write_text("value: {samples: 3}\ntrain: {margin: 0.7}\n")
+    (tmp_path / "second.yaml").write_text("extends: first.yaml\ntrain: {objective: dpo}\n")
+    assert load_recipe(tmp_path / "second.yaml").recipe.train.margin == 0.7
+    loaded = load_recipe(tmp_path / "first.yaml", ["train.objective=sft", "train.value_weight=0"])
+    (tmp_path / "as_run.yaml").write_text(dump_recipe(loaded.recipe))
+    assert load_recipe(tmp_path / "as_run.yaml").recipe == loaded.recipe, "a run's own recipe has every key"
+    (tmp_path / "third.yaml").write_text("extends: as_run.yaml\nname: first\n")
+    assert load_recipe(tmp_path / "third.yaml").recipe == loaded.recipe
+
+
+def test_a_recipe_as_an_older_version_wrote_it_is_read(tmp_path: Path) -> None:
+    recipe = load_recipe("svpo", ["name=old"]).recipe
+    text = dump_recipe(recipe)
+    old = text + "online: {enabled: true, batch_problems: 32}\nself_training: {dpo: true}\n"
+    (tmp_path / "recipe.yaml").write_text(old)
+    assert load_recipe(tmp_path / "recipe.yaml").recipe == recipe
+    (tmp_path / "recipe.yaml").write_text(text + "online: {batch_problems: 7}\n")
+    with pytest.raises(RecipeError, match=r":\d+: online: has no effect with svpo, only with mcts_dpo"):
+        load_recipe(tmp_path / "recipe.yaml")
+
+
+def test_every_switch_names_keys_and_values_that_there_are() -> None:
+    for keys, by, off in SWITCHES:
+        assert all(methods_with(key) for key in keys)
+        for value in off:
+            load_recipe(
+                methods_with(by)["warmup" not in by and -1],
+                [f"{by}={json.dumps(value)}", *(["task.path=null"] * (by == "task.kind"))],
+            )
 
 
 def test_an_unknown_method_is_the_problem_and_not_the_keys_of_others(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_a_stop_is_noted_with_the_stage_that_it_came_in(tmp_path: Path, online: 
 def test_switched_off_stages_are_said_to_be(tmp_path: Path) -> None:
     copy_model(tmp_path / "model")
     recipe, *overrides = METHODS["dpo_st"]
-    more = [f"model.path={tmp_path / 'model'}", "self_training.dpo=false"]
+    more = [f"model.path={tmp_path / 'model'}", "self_training.dpo=false", "self_training.dpo_samples=5"]
     Session(tmp_path / "run", load_recipe(recipe, [*overrides, *more])).__exit__(None, None, None)
     assert "switched off" in refused(tmp_path / "run", "dpo")
     assert "treepref sft" in refused(tmp_path / "run", "labels")

@@ -2,13 +2,47 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from pydantic import BaseModel
 
 from treepref.config import DEFAULT_METHOD, RECIPES, SECTIONS, Recipe, Section
+
+
+class Switch(NamedTuple):
+    """Keys that do nothing while another key stands at one of some values."""
+
+    keys: tuple[str, ...]
+    """Keys, or sections of them."""
+    by: str
+    off: tuple[Any, ...]
+    """The values of `by` that switch them off."""
+
+
+SWITCHES = (
+    Switch(
+        ("train.value_weight", "train.value_target", "train.margin_weight", "train.margin", "train.sft_weight",
+         "train.value_lr", "value"),
+        "train.objective", ("dpo", "cdpo", "cdpo_mean", "ipo", "ipo_mean", "sft"),
+    ),
+    Switch(("train.smoothing",), "train.objective", ("dpo", "ipo", "ipo_mean", "sft")),
+    Switch(("train.beta",), "train.objective", ("sft",)),
+    Switch(("pairs.rule", "pairs.max_per_parent"), "pairs.level", ("solution",)),
+    Switch(("pairs.max_per_parent",), "pairs.rule", ("trace",)),
+    Switch(("warmup.lr", "warmup.batch_tokens", "warmup.warmup_ratio", "warmup.weight_decay"), "warmup.epochs", (0,)),
+    Switch(("task.path", "task.eval_path"), "task.kind", ("reasoning_gym",)),
+    Switch(
+        ("self_training.dpo_samples", "self_training.pairs_per_problem", "self_training.gold_positive"),
+        "self_training.dpo", (False,),
+    ),
+)  # fmt: skip
+"""Which keys which values of others leave without effect. What few readers would take for such a case is left out."""
+
+_OFF_ONCE = {"eval.sbs": [], "eval.mcts": False, "search.leaves_in_flight": 1}
+"""Values beside the default under which keys of other methods did nothing when recipes still took them."""
 
 
 def keys_of(section: type[BaseModel], prefix: str = "") -> dict[str, Any]:
@@ -57,6 +91,30 @@ def foreign_keys(data: Mapping[str, Any], method: str) -> Iterator[tuple[str, An
         nearest = next((k for k in parents if k in known or k in own), None)
         if nearest is not None and nearest not in own and not any(k.startswith(f"{nearest}.") for k in own):
             yield key, value
+
+
+def is_idle(key: str, value: Any) -> bool:
+    """Whether a key of another method stands at a value that nobody chose: its default, or one that switches it off."""
+    defaults = known_keys()
+    if key not in defaults:  # in a section that is null at its default
+        return False
+    return value == json.loads(json.dumps(defaults[key])) or (key in _OFF_ONCE and value == _OFF_ONCE[key])
+
+
+def switched_off(recipe: Recipe) -> dict[str, str]:
+    """The keys that stand at another value than their default and do nothing, each with the key that is why.
+
+    Not those at 0, false or null: what is off may be said to be off.
+    """
+    values, defaults, found = flatten(plain(recipe)), keys_of(type(recipe)), {}
+    for keys, by, off in SWITCHES:
+        if by not in values or values[by] not in off:
+            continue
+        for key in values:
+            within = key in keys or key.startswith(tuple(f"{section}." for section in keys))
+            if within and values[key] and values[key] != defaults[key]:
+                found.setdefault(key, by)
+    return found
 
 
 def without(data: Mapping[str, Any], keys: set[str], prefix: str = "") -> dict[str, Any]:

@@ -20,7 +20,17 @@ from pydantic import ValidationError
 
 from treepref.config import DEFAULT_METHOD, RECIPES, Recipe
 from treepref.errors import RecipeError
-from treepref.keys import flatten, keys_of, known_keys, methods_with, plain
+from treepref.keys import (
+    flatten,
+    foreign_keys,
+    is_idle,
+    keys_of,
+    known_keys,
+    methods_with,
+    plain,
+    switched_off,
+    without,
+)
 from treepref.recipes.yaml_text import (
     MAX_BYTES,
     MAX_DEPTH,
@@ -49,6 +59,9 @@ work is done and how far it goes, never what is computed."""
 
 REPLACED_WHOLE = ("task", "params")
 """The one mapping that `extends` and overrides replace, not merge: parameters of one task mean nothing to another."""
+
+AS_RUN = "# The recipe as run, every key written out.\n"
+"""How the text of a run's own recipe begins."""
 
 MAX_CHAIN = 16
 """Most recipes that may extend one another in a row."""
@@ -184,6 +197,8 @@ def _read_chain(
     if len(seen) >= MAX_CHAIN:
         raise RecipeError(f"{source.name}: is the end of more than {MAX_CHAIN} recipes that extend one another")
     document = _parse_document(source.text, source.name)
+    if source.text.startswith(AS_RUN):
+        _forgive_old_keys(document, source)
     if "name" not in document.data:
         _name_by_file(document, source)
     if "extends" not in document.data:
@@ -202,7 +217,17 @@ def _read_chain(
     _merge(base.data, document.data)
     base.origins.update(document.origins)
     base.problems.extend(document.problems)
+    base.as_run |= document.as_run
     return base, source.text, source.name
+
+
+def _forgive_old_keys(document: Document, source: _Source) -> None:
+    """Leave out what an older version wrote of other methods' keys where nobody had chosen their values."""
+    document.as_run.add(source.name)
+    method = document.data.get("method", DEFAULT_METHOD)
+    if isinstance(method, str) and method in RECIPES:
+        foreign = foreign_keys(document.data, method)
+        document.data = without(document.data, {key for key, value in foreign if is_idle(key, value)})
 
 
 def _name_by_file(document: Document, source: _Source) -> None:
@@ -301,7 +326,31 @@ def _validate(document: Document, source: str) -> tuple[Recipe | None, list[Faul
             described = [fault for fault in described if not methods_with(dotted(fault.path))]
         return None, [*faults, *described]
     found = ((tuple(key.split(".")), what) for key, what in conflicts(recipe))
-    return recipe, [*faults, *(Fault(document.where(path, source), path, what) for path, what in found)]
+    faults += (Fault(document.where(path, source), path, what) for path, what in found)
+    return recipe, [*faults, *_useless_settings(recipe, document)]
+
+
+def _useless_settings(recipe: Recipe, document: Document) -> Iterator[Fault]:
+    """Keys that a person set although another key leaves them without effect.
+
+    A later text may switch off what an earlier one sets: an override of `train.objective`, a recipe that extends
+    another. Recipes as run are not looked at, for they have every key.
+    """
+    for key, by in switched_off(recipe).items():
+        path, switch = tuple(key.split(".")), tuple(by.split("."))
+        text, switch_text = (_text_of(document.where(p, "")) for p in (path, switch))
+        if text in document.as_run or (text != _OVERRIDES and switch_text not in ("", text)):
+            continue
+        value = _show(flatten(plain(recipe))[by])
+        yield Fault(document.where(path, ""), path, f"has no effect while {by} is {value.strip(chr(34))}: take it out")
+
+
+_OVERRIDES = "overrides"
+
+
+def _text_of(place: str) -> str:
+    """The file of a place, without its line; all overrides are one text."""
+    return _OVERRIDES if place.startswith("override ") else place.rpartition(":")[0]
 
 
 def _unknown_method(method: Any) -> str:
@@ -429,7 +478,7 @@ def _unknown_key(path: KeyPath, method: str) -> str:
 
 def dump_recipe(recipe: Recipe) -> str:
     """YAML of a recipe with every key written out, for `runs/NAME/recipe.yaml`; `load_recipe` reads it back equal."""
-    return f"# The recipe as run, every key written out.\n{dump_yaml(plain(recipe))}"
+    return AS_RUN + dump_yaml(plain(recipe))
 
 
 def recipe_changes(old: Recipe, new: Recipe) -> list[Change]:

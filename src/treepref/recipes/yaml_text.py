@@ -126,6 +126,8 @@ class Document:
     data: dict[str, Any] = field(default_factory=dict)
     origins: dict[KeyPath, str] = field(default_factory=dict)
     problems: list[Fault] = field(default_factory=list)
+    as_run: set[str] = field(default_factory=set)
+    """The texts that a run wrote, with every key: a person set none of them."""
 
     def where(self, path: KeyPath, default: str) -> str:
         """Place of the key, else of the nearest section around it."""

@@ -9,11 +9,8 @@ from pydantic import ValidationError
 
 from treepref.config import DEFAULT_METHOD, RECIPES, Recipe
 from treepref.errors import StoreError
-from treepref.keys import foreign_keys, known_keys, methods_with, without
+from treepref.keys import foreign_keys, is_idle, methods_with, without
 from treepref.runs.store import Store
-
-_OFF = {"eval.sbs": [], "eval.mcts": False, "search.leaves_in_flight": 1}
-"""Values beside the default under which a key did nothing."""
 
 
 def stored_recipe(store: Store) -> Recipe | None:
@@ -44,7 +41,7 @@ def dropped_keys(store: Store) -> list[str]:
     known: dict[str, Any] = store.meta("recipe")
     method = known.get("method", DEFAULT_METHOD)
     foreign = dict(foreign_keys(known, method))
-    chosen = {key: value for key, value in foreign.items() if not _idle(key, value)}
+    chosen = {key: value for key, value in foreign.items() if not is_idle(key, value)}
     if chosen:
         lines = (f"  {key}: {json.dumps(value)} ({' and '.join(methods_with(key))})" for key, value in chosen.items())
         raise StoreError(
@@ -53,14 +50,6 @@ def dropped_keys(store: Store) -> list[str]:
             + "\nAn older version took them in silence. Start another run without them, with another --out"
         )
     return list(foreign)
-
-
-def _idle(key: str, value: Any) -> bool:
-    defaults = known_keys()
-    if key not in defaults:  # in a section that is off where it stands at its default
-        return False
-    default = json.loads(json.dumps(defaults[key]))
-    return value == default or (key in _OFF and value == _OFF[key])
 
 
 _WAY_OUT = "use that version, restore run.db from a copy, or start another run with another --out"
