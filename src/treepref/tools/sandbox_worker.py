@@ -23,7 +23,7 @@ ADDRESS_SPACE_MB = 512
 MAX_ERROR_CHARS = 300
 _TIME = "TimeoutError: time limit exceeded"
 _MEMORY = "MemoryError: memory limit exceeded"
-_CLOCK = datetime.datetime(2025, 1, 1, tzinfo=datetime.timezone.utc)
+_CLOCK = datetime.datetime(2025, 1, 1, tzinfo=datetime.UTC)
 """A run must not depend on when it is done: the sandbox's clock stands still and its random numbers are seeded."""
 
 
