@@ -8,12 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from treepref.evaluation import statistics
-from treepref.evaluation.comparison import RoundScores, RunScores, break_even, compare_runs, difference
-from treepref.evaluation.scores import Inference, Scores, cost_by_kind, cost_of_policy, inference_of
+from treepref.evaluation import comparison, statistics
+from treepref.evaluation.comparison import RoundScores, RunScores, break_even, difference
+from treepref.evaluation.scores import Scores, cost_by_kind, cost_of_policy, inference_of
+from treepref.runs.results import Comparison, Inference, from_plain, plain
 from treepref.types import Cost
 
 ASK = Inference(flops_per_token=10.0, prompt_tokens=5.0)
+
+
+def compare_runs(runs: list[RunScores], **options: object) -> dict:
+    """As compare.json has it, which comes back as it was."""
+    found = comparison.compare_runs(runs, **options)
+    assert from_plain(plain(found), Comparison) == found
+    return plain(found)
 
 
 def scores(right: str, tokens: float = 20.0, prefix: str = "p") -> Scores:
@@ -163,9 +171,9 @@ def test_one_seed_has_the_interval_of_a_single_run(rows: list[tuple[float, float
     a, b = ({f"p{i}": row[side] for i, row in enumerate(rows)} for side in (0, 1))
     mean = statistics.mean_over_seeds([(a, b)])
     single = difference([(Scores(a, a, 1), Scores(b, b, 1))])
-    assert single is not None and math.isclose(single["difference"], mean.difference, abs_tol=1e-12)
+    assert single is not None and math.isclose(single.difference, mean.difference, abs_tol=1e-12)
     clipped = [max(-1.0, mean.interval[0]), min(1.0, mean.interval[1])]
-    assert single["interval"] == pytest.approx(clipped, abs=1e-9)
+    assert single.interval == pytest.approx(clipped, abs=1e-9)
 
 
 def test_costs_by_kind_add_up_to_the_run() -> None:

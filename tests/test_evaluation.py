@@ -20,13 +20,13 @@ from treepref.evaluation.scores import (
     distinct_right,
     pass_at,
     pick,
-    results_document,
     round_summary,
     sampled_scores,
     scores_over_k,
     single_scores,
     value_quality,
 )
+from treepref.runs.results import DistinctRight, Results, RoundResult, as_json, from_plain, plain
 from treepref.types import Cost
 
 
@@ -259,7 +259,7 @@ def test_distinct_right_counts_texts_once_but_for_white_space():
         solution("p", 3, "0", text="wrong"),
         solution("q", 0, "0", text="wrong"),
     ]
-    assert distinct_right(Samples(rows)) == {"total": 2, "per_problem": 1.0, "solved_problems": 1}
+    assert distinct_right(Samples(rows)) == DistinctRight(total=2, per_problem=1.0, solved_problems=1)
     assert distinct_right(Samples([solution()])) is None
 
 
@@ -272,10 +272,10 @@ def test_value_quality_within_and_over_problems():
         solution("hopeless", 0, "0", value=-1.0),
     ]
     found = value_quality(Samples(rows))
-    assert found["auc"] == pytest.approx(4 / 6)  # 0.8 beats −0.9 and −1; −0.8 beats −0.9 and −1
-    assert found["auc_within"] == 0.5  # easy 0, hard 1; hopeless has no right one
-    assert found["n"] == 5
-    assert value_quality(Samples([solution()]))["auc"] is None
+    assert found.auc == pytest.approx(4 / 6)  # 0.8 beats −0.9 and −1; −0.8 beats −0.9 and −1
+    assert found.auc_within == 0.5  # easy 0, hard 1; hopeless has no right one
+    assert found.n == 5
+    assert value_quality(Samples([solution()])).auc is None
 
 
 def test_at_equal_tokens_interpolates_in_log_tokens():
@@ -285,12 +285,12 @@ def test_at_equal_tokens_interpolates_in_log_tokens():
     curve = list(scores_over_k(Samples(rows), "sc").values())
     method = Scores({"p": 1.0, "q": 0.0}, {"p": math.sqrt(200), "q": math.sqrt(200)}, 2)
     found = at_equal_tokens(method, curve)  # √(10·20): half way between k = 1 and k = 2
-    assert found["sc_accuracy"] == pytest.approx((0.625 + 0.75) / 2)
-    assert found["difference"] == pytest.approx(0.5 - 0.6875)
+    assert found.sc_accuracy == pytest.approx((0.625 + 0.75) / 2)
+    assert found.difference == pytest.approx(0.5 - 0.6875)
     # per problem: 0 and −(¼+½)/2 = −0.375, so SE = 0.375/√2/√2
-    assert found["interval"][1] - found["difference"] == pytest.approx(1.959964 * 0.375 / 2)
+    assert found.interval[1] - found.difference == pytest.approx(1.959964 * 0.375 / 2)
     assert at_equal_tokens(Scores({"p": 1.0}, {"p": 41.0}, 1), curve) is None
-    assert at_equal_tokens(Scores({"p": 1.0}, {"p": 40.0}, 1), curve)["sc_accuracy"] == 1.0
+    assert at_equal_tokens(Scores({"p": 1.0}, {"p": 40.0}, 1), curve).sc_accuracy == 1.0
 
 
 # ---------------- results.json
@@ -316,7 +316,7 @@ def round_rows(value=True):
 
 def test_round_summary_has_the_keys_of_results_json():
     greedy, samples, beams = round_rows()
-    entry = round_summary(greedy, samples, beams, None, [solution(str(p), 0, "0") for p in range(10)], number=1)
+    entry = plain(round_summary(greedy, samples, beams, None, [solution(str(p), 0, "0") for p in range(10)], number=1))
     assert entry["round"] == 1
     assert list(entry["eval"]) == ["greedy", "sc@8", "bon@8", "wvote@8", "sbs(2,4)", "mcts"]
     assert entry["eval"]["greedy"] == {
@@ -343,29 +343,46 @@ def test_round_summary_has_the_keys_of_results_json():
 
 def test_what_does_not_exist_is_null_not_zero():
     greedy, samples, _ = round_rows(value=False)
-    entry = json.loads(json.dumps(round_summary(greedy, samples, {(2, 4): None}, None, None)))
+    entry = plain(round_summary(greedy, samples, {(2, 4): None}, None, None))
     assert entry["eval"]["sc@8"] is not None
     for method in ("bon@8", "wvote@8", "sbs(2,4)", "mcts"):
         assert entry["eval"][method] is None
     assert entry["value"]["auc"] is None and entry["value"]["calibration"] is None
     assert entry["paired"]["greedy_vs_previous"] is None
     assert entry["curves"]["bon"] is None and entry["curves"]["sbs"] is None
-    empty = round_summary(None, None, None, None, None)
+    empty = plain(round_summary(None, None, None, None, None))
     assert set(empty["eval"].values()) == {None} and empty["pass@k"] is None
 
 
-def test_results_document_is_strict_json():
+def test_results_are_strict_json_and_come_back_as_they_were():
     greedy, samples, beams = round_rows()
     rounds = [round_summary(greedy, samples, beams, None, None)]
-    document = results_document({"name": "t", "widths": ((2, 4),)}, 3, rounds, Cost(generated_tokens=5))
+    results = Results(recipe={"name": "t", "widths": ((2, 4),)}, seed=3, rounds=rounds, cost=Cost(generated_tokens=5))
+    document = plain(results)
     assert list(document) == [
         "schema", "recipe", "seed", "rounds", "search", "unfinished", "stopped", "cost", "cost_by_kind"
     ]  # fmt: skip
     assert document["schema"] == 1 and document["seed"] == 3
     assert document["cost"]["generated_tokens"] == 5
-    assert json.loads(json.dumps(document)) == document
+    assert from_plain(json.loads(as_json(results, indent=1)), Results).rounds == rounds
     with pytest.raises(ValueError, match="JSON compliant"):
-        results_document({}, 0, [], {"seconds": math.nan})
+        as_json(Results(recipe={}, seed=0, rounds=[], cost=Cost(seconds=math.nan)))
+
+
+def test_results_of_an_older_version_are_read_with_none_in_place_of_what_they_lack():
+    greedy, samples, beams = round_rows()
+    round = round_summary(greedy, samples, beams, None, None)
+    old = plain(round)
+    for key in ("joined", "fit", "inference", "examples", "tool_use", "self_evaluation"):
+        del old[key]
+    for key in ("strict_accuracy", "unreadable", "cut"):
+        del old["eval"]["greedy"][key]
+    found = from_plain(old | {"of an age to come": 1}, RoundResult)
+    assert found.eval["greedy"].cut is None and found.joined is None and found.examples == []
+    assert found.curves == round.curves and found.paired == round.paired
+    for key, damaged in (("round", "one"), ("eval", {"greedy": 0.5}), ("curves", None)):
+        with pytest.raises(ValueError, match=key):
+            from_plain(old | {key: damaged}, RoundResult)
 
 
 def test_solution_survives_json():

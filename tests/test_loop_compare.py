@@ -17,6 +17,7 @@ from treepref.evaluation.scores import Solution
 from treepref.loops.compare import compare, read_run
 from treepref.recipes.reading import load_recipe
 from treepref.report.compare import comparison_markdown, render_comparison
+from treepref.runs.results import Comparison, plain
 from treepref.runs.store import Store
 from treepref.types import Cost, Problem
 
@@ -47,7 +48,7 @@ def make_run(folder: Path, *overrides: str, skill: int = 3, problems: int = 8, m
     return folder
 
 
-def plain(folders: list[Path], out: Path, **options: object) -> tuple[dict, str]:
+def compared(folders: list[Path], out: Path, **options: object) -> tuple[Comparison, str]:
     stream = io.StringIO()
     document = compare(folders, out, console=Console(file=stream, width=140), **options)
     return document, stream.getvalue()
@@ -61,17 +62,17 @@ def state(folder: Path) -> dict[str, bytes]:
 def test_two_runs_side_by_side(tmp_path: Path) -> None:
     a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", "train.lr=1e-5", skill=6)
     before = state(a), state(b)
-    document, text = plain([a, b], tmp_path / "out")
+    document, text = compared([a, b], tmp_path / "out")
     assert (state(a), state(b)) == before, "runs are read, never written"
-    assert json.loads((tmp_path / "out" / "compare.json").read_text()) == document
-    first, second = document["entries"]
-    assert [p["method"] for p in first["rounds"][1]["points"]] == ["greedy", "sc@1", "sc@2", "sc@4"]
-    assert first["rounds"][1]["training"]["all"]["tokens"] == 1500
-    assert second["rounds"][1]["vs_start"]["greedy"]["difference"] == 0.5
-    assert second["rounds"][1]["vs_baseline"]["greedy"]["difference"] == 0.375
-    assert second["rounds"][1]["distinct_right"] == 6 * 2 / 8 and second["rounds"][1]["pass@k"]["4"] == 0.75
+    assert json.loads((tmp_path / "out" / "compare.json").read_text()) == plain(document)
+    first, second = document.entries
+    assert [p.method for p in first.rounds[1].points] == ["greedy", "sc@1", "sc@2", "sc@4"]
+    assert first.rounds[1].training["all"].tokens == 1500
+    assert second.rounds[1].vs_start["greedy"].difference == 0.5
+    assert second.rounds[1].vs_baseline["greedy"].difference == 0.375
+    assert second.rounds[1].distinct_right == 6 * 2 / 8 and second.rounds[1].pass_at["4"] == 0.75
     # greedy: 8·11 generated and 40 prefilled tokens for 8e6 FLOPs; a prompt of 5 computed tokens
-    assert second["rounds"][1]["points"][0]["flops_per_problem"] == pytest.approx(8e6 / 128 * (5 + 11))
+    assert second.rounds[1].points[0].flops_per_problem == pytest.approx(8e6 / 128 * (5 + 11))
     for shown in ("75.0", "+50.0", "+37.5", "1500", "training against samples"):
         assert shown in text
     assert "compare.html" in text
@@ -79,12 +80,12 @@ def test_two_runs_side_by_side(tmp_path: Path) -> None:
 
 def test_seeds_are_grouped_by_what_else_the_recipes_say(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / f"seed-{s}", f"seed={s}", f"engine.threads={1 + s}", mark=f" {s}") for s in range(3)]
-    document, text = plain(runs, tmp_path / "out")
-    assert [entry["name"] for entry in document["entries"]] == ["seed-*"] and "3 seeds" in text
-    assert document["entries"][0]["rounds"][1]["points"][0]["n"] == 24, "other problems under the same ids"
-    apart, _ = plain(runs, tmp_path / "out", group=False, baseline=str(runs[1]))
-    assert apart["baseline"] == "seed-1" and len(apart["entries"]) == 3
-    assert apart["entries"][0]["rounds"][1]["vs_baseline"] is None and "different problems" in apart["notes"][0]
+    document, text = compared(runs, tmp_path / "out")
+    assert [entry.name for entry in document.entries] == ["seed-*"] and "3 seeds" in text
+    assert document.entries[0].rounds[1].points[0].n == 24, "other problems under the same ids"
+    apart, _ = compared(runs, tmp_path / "out", group=False, baseline=str(runs[1]))
+    assert apart.baseline == "seed-1" and len(apart.entries) == 3
+    assert apart.entries[0].rounds[1].vs_baseline is None and "different problems" in apart.notes[0]
 
 
 def test_what_is_not_finished_is_left_out_with_a_note(tmp_path: Path) -> None:
@@ -102,17 +103,17 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
         store.set_meta("recipe", {"name": "t"})
     for folder, why in ((empty, "no round of this run is evaluated"), (tmp_path / "absent", "holds no run")):
         with pytest.raises(StoreError, match=why):
-            plain([run, folder], tmp_path / "out")
+            compared([run, folder], tmp_path / "out")
     with pytest.raises(DataError, match="named twice"):
-        plain([run, tmp_path / "." / "a"], tmp_path / "out")
+        compared([run, tmp_path / "." / "a"], tmp_path / "out")
     with pytest.raises(DataError, match="none of the runs"):
-        plain([run], tmp_path / "out", baseline="b")
+        compared([run], tmp_path / "out", baseline="b")
     assert not (tmp_path / "out").exists()
 
 
 def test_equal_folder_names_are_told_apart(tmp_path: Path) -> None:
-    document, _ = plain([make_run(tmp_path / "x" / "run"), make_run(tmp_path / "y" / "run", "rounds=2")], tmp_path)
-    assert [entry["name"] for entry in document["entries"]] == ["x/run", "y/run"]
+    document, _ = compared([make_run(tmp_path / "x" / "run"), make_run(tmp_path / "y" / "run", "rounds=2")], tmp_path)
+    assert [entry.name for entry in document.entries] == ["x/run", "y/run"]
 
 
 def test_a_recipe_of_an_older_version_is_read(tmp_path: Path) -> None:
@@ -128,7 +129,7 @@ def test_a_recipe_of_an_older_version_is_read(tmp_path: Path) -> None:
 
 
 def test_names_cannot_leave_their_place(tmp_path: Path) -> None:
-    document, _ = plain([make_run(tmp_path / NASTY), make_run(tmp_path / "b", "rounds=2")], tmp_path / "out")
+    document, _ = compared([make_run(tmp_path / NASTY), make_run(tmp_path / "b", "rounds=2")], tmp_path / "out")
 
     class Page(HTMLParser):
         def __init__(self, text: str) -> None:

@@ -145,6 +145,6 @@ def test_an_old_run_is_reported_as_before(method: str, tmp_path: Path) -> None:
     now = json.loads((run / "results.json").read_text())
     then = json.loads(lzma.decompress((OLD / f"{method}.results.json.xz").read_bytes()))
     own, before = flatten(now.pop("recipe")), flatten(then.pop("recipe"))
-    assert json.dumps(now) == json.dumps(then)
+    assert now == then
     assert own.items() <= before.items(), "of the recipe only keys that meant nothing are gone"
     assert not any(method in methods_with(key) for key in before.keys() - own.keys())

@@ -10,13 +10,15 @@ import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
 import pytest
+from msgspec import structs
 from rich.console import Console
 
 from treepref.errors import StoreError
-from treepref.evaluation.scores import Solution, results_document, round_summary
+from treepref.evaluation.scores import Solution, round_summary
 from treepref.report import html, numbers, plots, table
-from treepref.report.data import ReportData, group_events
+from treepref.report.data import EventGroup, ReportData, group_events
 from treepref.report.tree_view import MAX_TEXT, colour_of, tree_view
+from treepref.runs.results import Entry, EqualTokens, Results
 from treepref.types import Cost
 
 NASTY = "</script><script>alert(1)</script> ]]> --> </svg> \"'&{{ 7*7 }} {% raw %} [/bold][red]"
@@ -57,7 +59,8 @@ def synthetic_results(rounds=3, problems=80, n=16, seed=0):
         first, previous = first or greedy, greedy
     cost = Cost(12_345_678, 3_456_789, 8_901_234, 56_789, 4_567_890, 3.14e15, 492.0)
     recipe = {"name": "quickstart", "method": "svpo", "seed": 0, "model": {"path": "builtin:tiny-base"}}
-    return results_document({**recipe, "task": {"kind": "reasoning_gym", "name": "countdown"}}, 0, entries, cost)
+    recipe["task"] = {"kind": "reasoning_gym", "name": "countdown"}
+    return Results(recipe=recipe, seed=0, rounds=entries, cost=cost)
 
 
 def synthetic_tree(breadth=4, depth=3, seed=1, words=None, question="Use 3, 8, 11 and 25 to make 38."):
@@ -141,7 +144,7 @@ def synthetic_report(**changes):
             {"round": 2, "problems": 3000, "mixed": 1688, "pairs": 6042, "mean_gap": 0.77, "failed_samples": 9},
         ],
         "trees": [synthetic_tree(seed=s, breadth=3 + s % 3) for s in range(12)],
-        "events": [{"stage": "search", "level": "skip", "message": "a sample was cut at 64 tokens", "count": 21}],
+        "events": [EventGroup("search", "skip", "a sample was cut at 64 tokens", 21)],
     }
     return ReportData(**{**fields, **changes})
 
@@ -157,12 +160,17 @@ def test_numbers_for_people():
     assert numbers.flops(3.14e15) == "3.1×10¹⁵"
     assert [numbers.duration(s) for s in (3.21, 492, 7384)] == ["3.2 s", "8 min 12 s", "2 h 3 min"]
     assert numbers.title("sbs(2,4)") == "Step beam search (2,4)"
-    assert numbers.is_clear({"interval": [0.01, 0.2]}) and not numbers.is_clear({"interval": [-0.01, 0.2]})
+    gap = EqualTokens(sc_accuracy=0.5, difference=0.1, interval=(0.01, 0.2), n=9)
+    assert numbers.is_clear(gap) and numbers.tone(gap) == "good"
+    doubtful = structs.replace(gap, interval=(-0.01, 0.2))
+    assert not numbers.is_clear(doubtful) and numbers.tone(doubtful) == ""
 
 
 def test_sbs_width_shown_is_one_that_was_evaluated():
-    assert numbers.sbs_method([{"eval": {"sbs(1,2)": {"accuracy": 1}, "sbs(2,4)": None}}]) == "sbs(1,2)"
-    assert numbers.sbs_method([{"eval": {"sbs(1,2)": {}, "sbs(2,4)": {"accuracy": 1}}}]) == "sbs(2,4)"
+    (last,) = synthetic_results(rounds=2).rounds[1:]
+    narrow = structs.replace(last, eval={"sbs(1,2)": last.eval["greedy"], "sbs(2,4)": None})
+    assert numbers.sbs_method([narrow]) == "sbs(1,2)"
+    assert numbers.sbs_method([last]) == "sbs(2,4)"
     assert numbers.sbs_method([]) == "sbs(2,4)"
 
 
@@ -177,35 +185,32 @@ def printed(results, events=(), width=100):
 
 def test_table_fits_100_columns_and_cuts_no_number():
     results = synthetic_results(rounds=3)
-    results["rounds"][-1]["eval"]["mcts"] = results["rounds"][-1]["eval"]["greedy"]
-    text = printed(results, [{"stage": "search", "level": "skip", "message": "x" * 300}])
+    results.rounds[-1].eval["mcts"] = results.rounds[-1].eval["greedy"]
+    text = printed(results, [EventGroup("search", "skip", "x" * 300)])
     assert max(map(len, text.splitlines())) <= 100
     body = text.split("Skipped")[0]
     assert "…" not in body
-    last = results["rounds"][-1]
-    assert numbers.percent(last["eval"]["greedy"]["accuracy"]) in body
-    assert numbers.percent(last["eval"]["sbs(2,4)"]["accuracy"]) in body
-    assert numbers.points_interval(last["paired"]["greedy_vs_previous"]) in body
+    last = results.rounds[-1]
+    assert numbers.percent(last.eval["greedy"].accuracy) in body
+    assert numbers.percent(last.eval["sbs(2,4)"].accuracy) in body
+    assert numbers.points_interval(last.paired["greedy_vs_previous"].interval) in body
     assert "12.3 M generated" in body and "8 min 12 s" in body
 
 
 def test_table_shows_a_dash_for_what_does_not_exist():
     row = next(line for line in printed(synthetic_results(rounds=1)).splitlines() if line.strip().startswith("0 "))
     assert row.count("–") == 4  # no values in round 0: bon, wvote, sbs; and no round before
-    assert "No round was evaluated" in printed(results_document({}, 0, [], Cost()))
+    assert "No round was evaluated" in printed(Results(recipe={}, seed=0, rounds=[], cost=Cost()))
 
 
 def test_event_text_is_not_read_as_markup():
-    text = printed(
-        synthetic_results(rounds=1), [{"stage": "tasks", "level": "skip", "message": "row 3: [/bold] [red]x"}] * 3
-    )
+    text = printed(synthetic_results(rounds=1), [EventGroup("tasks", "skip", "row 3: [/bold] [red]x")] * 3)
     assert "3 × tasks: row 3: [/bold] [red]x" in text
     assert "Nothing was skipped" in printed(synthetic_results(rounds=1))
 
 
 def test_equal_events_are_grouped_and_the_most_frequent_comes_first():
-    rare = {"stage": "a", "level": "skip", "message": "rare"}
-    often = {"stage": "b", "level": "skip", "message": "often", "count": 2}
+    rare, often = EventGroup("a", "skip", "rare"), EventGroup("b", "skip", "often", 2)
     groups = group_events([rare, often, often])
     assert [(g.message, g.count) for g in groups] == [("often", 4), ("rare", 1)]
 
@@ -336,7 +341,7 @@ def test_model_text_cannot_leave_its_place(page_text):
     report = synthetic_report(
         trees=[tree],
         recipe={"name": NASTY, "method": NASTY, "task": {"kind": NASTY}},
-        events=[{"stage": NASTY, "level": NASTY, "message": NASTY}],
+        events=[EventGroup(NASTY, NASTY, NASTY)],
         pair_stats=[{"round": 1, NASTY: NASTY}],
         steps=[{"round": 1, "step": 1, "loss": 0.5, NASTY: 1.0}],
     )
@@ -354,14 +359,18 @@ def test_model_text_cannot_leave_its_place(page_text):
 
 def test_figure_json_cannot_end_its_script():
     figure = plots.blank(NASTY, None)
-    figure.add_trace(plots.with_intervals([1.0], [{"accuracy": 0.5, "interval": [0.4, 0.6]}], NASTY, "#3b7ddd"))
+    figure.add_trace(
+        plots.with_intervals(
+            [1.0], [Entry(accuracy=0.5, n=9, interval=(0.4, 0.6), tokens_per_problem=1.0)], NASTY, "#3b7ddd"
+        )
+    )
     safe = str(html.Plot("x", "t", "d", figure).json)
     assert not set(safe) & set("<>&")
     assert json.loads(safe)["data"][0]["name"] == NASTY
 
 
 def test_page_of_a_run_without_anything_says_so():
-    text = html.render_report(ReportData(recipe={}, results=results_document({}, 0, [], Cost())))
+    text = html.render_report(ReportData(recipe={}, results=Results(recipe={}, seed=0, rounds=[], cost=Cost())))
     words = " ".join(Page(text).words)
     for line in (
         "No round was evaluated",
@@ -376,7 +385,7 @@ def test_page_of_a_run_without_anything_says_so():
 
 
 def test_remarks_are_not_counted_as_failures():
-    remark = {"stage": "run", "level": "info", "message": "resumed with eval.samples=16"}
+    remark = EventGroup("run", "info", "resumed with eval.samples=16")
     assert "Nothing was skipped" in printed(synthetic_results(rounds=1), [remark])
     words = " ".join(Page(html.render_report(synthetic_report(trees=[], steps=[], events=[remark]))).words)
     assert "Nothing was skipped" in words and "1 remark" in words and "resumed with eval.samples=16" in words
@@ -404,11 +413,11 @@ def test_report_is_written_whole_or_not_at_all(tmp_path):
 def test_accuracy_plot_holds_the_results():
     results = synthetic_results()
     greedy = plots.accuracy_over_rounds(results).data[0]
-    entry = results["rounds"][1]["eval"]["greedy"]
-    assert greedy.x[1] == 1 and greedy.y[1] == pytest.approx(100 * entry["accuracy"])
-    assert greedy.y[1] + greedy.error_y.array[1] == pytest.approx(100 * entry["interval"][1])
-    assert greedy.y[1] - greedy.error_y.arrayminus[1] == pytest.approx(100 * entry["interval"][0])
-    beams = next(t for t in plots.accuracy_against_tokens(results["rounds"][-1]).data if t.name == "Step beam search")
+    entry = results.rounds[1].eval["greedy"]
+    assert greedy.x[1] == 1 and greedy.y[1] == pytest.approx(100 * entry.accuracy)
+    assert greedy.y[1] + greedy.error_y.array[1] == pytest.approx(100 * entry.interval[1])
+    assert greedy.y[1] - greedy.error_y.arrayminus[1] == pytest.approx(100 * entry.interval[0])
+    beams = next(t for t in plots.accuracy_against_tokens(results.rounds[-1]).data if t.name == "Step beam search")
     assert list(beams.text) == ["(1,2)", "(1,4)", "(2,4)", "(4,4)"]
 
 

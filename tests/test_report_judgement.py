@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+from msgspec import structs
 
 from test_report import NASTY, Page, node, printed, synthetic_report, synthetic_results
 from treepref.config import EvalConfig
@@ -15,6 +16,7 @@ from treepref.loops.summary import training_steps, unfinished_stages
 from treepref.models.tiny import build_tiny_tokenizer
 from treepref.report import html, plots, table
 from treepref.report.tree_view import MAX_TEXT, clip_pieces, tree_view
+from treepref.runs.results import RoundInference, ToolUse
 from treepref.runs.store import Store
 from treepref.types import Cost, Node, Tree, new_tree
 
@@ -52,25 +54,24 @@ def test_quality_of_self_evaluation_by_hand() -> None:
     ends = [JudgedNode("p", 0.9, 1.0), JudgedNode("p", 0.6, -1.0), JudgedNode("q", 0.3, 1.0), JudgedNode("q", 0.1, -1)]
     steps = [JudgedNode("p", 0.4, 0.2), JudgedNode("p", 0.5, 0.0), JudgedNode("q", 0.2, -0.5)]
     found = self_evaluation_quality(ends, steps)
-    assert found["auc"] == 0.75 and found["auc_within"] == 1.0  # .3 is above .1, not above .6, of another problem
-    assert found["auc_steps"] == 0.5  # an even outcome is no right one
-    assert (found["n"], found["n_steps"]) == (4, 3)
-    assert found["mean_right"] == pytest.approx(0.6) and found["mean_wrong"] == pytest.approx(0.35)
-    assert [(b["predicted"], b["observed"]) for b in found["calibration"]] == [
+    assert found.auc == 0.75 and found.auc_within == 1.0  # .3 is above .1, not above .6, of another problem
+    assert found.auc_steps == 0.5  # an even outcome is no right one
+    assert (found.n, found.n_steps) == (4, 3)
+    assert found.mean_right == pytest.approx(0.6) and found.mean_wrong == pytest.approx(0.35)
+    assert [(b.predicted, b.observed) for b in found.calibration] == [
         (pytest.approx(p), o) for p, o in ((0.1, 0.0), (0.3, 1.0), (0.6, 0.0), (0.9, 1.0))
     ]
     assert self_evaluation_quality([], []) is None
     one_kind = self_evaluation_quality([JudgedNode("p", 0.5, 1.0)], [])
-    assert one_kind["auc"] is None and one_kind["mean_wrong"] is None and one_kind["auc_steps"] is None
+    assert one_kind.auc is None and one_kind.mean_wrong is None and one_kind.auc_steps is None
 
 
 def test_page_shows_self_evaluation_only_where_it_was_asked() -> None:
     plain_page = html.render_report(synthetic_report(trees=[], steps=[]))
     assert "Self-evaluation" not in "".join(Page(plain_page).words)
     results = synthetic_results(rounds=2)
-    results["rounds"][1]["self_evaluation"] = self_evaluation_quality(
-        [JudgedNode("p", 0.9, 1.0), JudgedNode("p", 0.125, -1.0)], []
-    )
+    judged = self_evaluation_quality([JudgedNode("p", 0.9, 1.0), JudgedNode("p", 0.125, -1.0)], [])
+    results.rounds[1] = structs.replace(results.rounds[1], self_evaluation=judged)
     assert "AUC 1.00 over 2 finished solutions, – over 0 steps" in " ".join(printed(results, []).split())
     words = "".join(Page(html.render_report(synthetic_report(results=results, trees=[], steps=[]))).words)
     assert "Self-evaluation" in words and "0.12" in words and "Calibration of the policy's own judgement" in words
@@ -84,11 +85,11 @@ def test_tool_use_by_hand() -> None:
         return Solution(f"p{i}", 0, correct, "1", 10, forced=forced)
 
     found = tool_use([row(0, True, 4), row(1, False, 2), row(2, False, 0), row(3, True, 0)])
-    assert found == {"share": 0.5, "forced_tokens": 1.5, "accuracy_with": 0.5, "accuracy_without": 0.5, "n": 4}
-    assert tool_use([row(0, True, 0)])["accuracy_with"] is None and tool_use([]) is None
+    assert found == ToolUse(share=0.5, forced_tokens=1.5, accuracy_with=0.5, accuracy_without=0.5, n=4)
+    assert tool_use([row(0, True, 0)]).accuracy_with is None and tool_use([]) is None
     greedy = [row(0, True, 3)]
-    assert round_summary(greedy, None, None, None, None)["tool_use"] is None
-    assert round_summary(greedy, None, None, None, None, tools=True)["tool_use"]["greedy"]["share"] == 1.0
+    assert round_summary(greedy, None, None, None, None).tool_use is None
+    assert round_summary(greedy, None, None, None, None, tools=True).tool_use["greedy"].share == 1.0
     old = {k: v for k, v in row(0, True, 0).as_row().items() if k != "forced"}
     assert Solution.from_row(old).forced == 0, "rows of older runs lack the key"
 
@@ -145,13 +146,14 @@ def test_tree_shows_confidence_and_what_a_tool_wrote() -> None:
 
 def test_costs_by_kind_are_shown() -> None:
     kinds = {
-        kind: Cost(generated_tokens=10, flops=flops).as_dict()
+        kind: Cost(generated_tokens=10, flops=flops)
         for kind, flops in (("search", 2e12), ("training", 3e12), ("evaluation", 0.0))
     }
     assert table.kind_line(kinds) == "FLOPs: search 2.0×10¹², training 3.0×10¹²"
     assert table.kind_line(None) is None
-    results = synthetic_results(rounds=1) | {"cost_by_kind": kinds}
-    results["rounds"][0]["inference"] = {"flops_per_problem": {"greedy": 4.2e7}}
+    asked = RoundInference(flops_per_token=1.0, prompt_tokens=1.0, flops_per_problem={"greedy": 4.2e7})
+    results = structs.replace(synthetic_results(rounds=1), cost_by_kind=kinds)
+    results.rounds[0] = structs.replace(results.rounds[0], inference=asked)
     words = "".join(Page(html.render_report(synthetic_report(results=results, trees=[], steps=[]))).words)
     assert "Search: training data made" in words and "4.2×10⁷" in words
 

@@ -14,14 +14,16 @@ from test_report import NASTY, Page, synthetic_report, synthetic_results
 from treepref import progress
 from treepref.errors import BudgetError, TooFewPairs
 from treepref.evaluation.comparison import RoundScores, RunScores, compare_runs
-from treepref.evaluation.scores import Samples, Solution, results_document, round_summary, sampled_scores, single_scores
+from treepref.evaluation.scores import Samples, Solution, round_summary, sampled_scores, single_scores
 from treepref.loops import svpo
 from treepref.loops.run import report_run
 from treepref.loops.run import run as run_recipe
 from treepref.recipes.reading import load_recipe
 from treepref.report import html, table
 from treepref.report.compare import accuracy_grid
+from treepref.report.data import TitledOutcomes
 from treepref.report.reading import KEPT_CHARS, Attempt, Reading, example_line, shortened, summary_line
+from treepref.runs.results import Results, plain
 from treepref.runs.store import Store
 from treepref.types import Cost
 
@@ -82,13 +84,13 @@ def test_entries_hold_strict_accuracy_and_the_shares_unread_and_cut() -> None:
         solution("d", 0, None, False, False, "length"),
     ]  # fmt: skip
     entry = single_scores(rows).entry()
-    assert (entry["accuracy"], entry["strict_accuracy"]) == (0.5, 0.25)
-    assert entry["unreadable"] == pytest.approx(1 / 3), "of those that finished"
-    assert entry["cut"] == 0.25
+    assert (entry.accuracy, entry.strict_accuracy) == (0.5, 0.25)
+    assert entry.unreadable == pytest.approx(1 / 3), "of those that finished"
+    assert entry.cut == 0.25
     samples = [solution("a", i, answer, answer == "7", i == 1) for i, answer in enumerate(["7", "7", None, "8"])]
     vote = sampled_scores(Samples(samples), "sc", 2).entry()
-    assert (vote["accuracy"], vote["strict_accuracy"], vote["unreadable"]) == (0.5, 0.0, 0.25)
-    assert single_scores([rows[3]]).entry()["unreadable"] is None, "nothing finished: no share"
+    assert (vote.accuracy, vote.strict_accuracy, vote.unreadable) == (0.5, 0.0, 0.25)
+    assert single_scores([rows[3]]).entry().unreadable is None, "nothing finished: no share"
 
 
 def test_stored_rows_of_an_older_version_load_and_say_nothing_of_strictness() -> None:
@@ -96,22 +98,22 @@ def test_stored_rows_of_an_older_version_load_and_say_nothing_of_strictness() ->
     del row["strict"]
     old = Solution.from_row(row)
     assert old.strict is None
-    assert single_scores([old]).entry()["strict_accuracy"] is None
+    assert single_scores([old]).entry().strict_accuracy is None
     assert Solution.from_row(solution("a", 0, "7", True, True).as_row()).strict is True
 
 
 def test_strict_and_unread_are_shown_where_they_are_above_zero() -> None:
     rows = [solution(str(i), 0, "7" if i < 6 else None, i < 4, i < 3) for i in range(10)]
-    shown = results_document({}, 0, [round_summary(rows, None, None, None, None)], Cost())
+    shown = Results(recipe={}, seed=0, rounds=[round_summary(rows, None, None, None, None)], cost=Cost())
     lines = table.footnotes(shown)
     assert "Round 0, strict (in the task's own form alone), %: greedy 30.0." in lines
     assert "Round 0, finished without an answer that can be read, %: greedy 40.0." in lines
     assert not any("cut" in line for line in lines)
     page = "".join(Page(html.render_report(synthetic_report(results=shown, trees=[], steps=[]))).words)
     assert "strict 30.0 %" in page and "unread 40.0 %" in page and "knows the task's own form alone" in page
-    plain = synthetic_results(rounds=1)
-    assert not any("strict" in line or "read" in line for line in table.footnotes(plain))
-    assert "unread" not in "".join(Page(html.render_report(synthetic_report(results=plain, trees=[], steps=[]))).words)
+    simple = synthetic_results(rounds=1)
+    assert not any("strict" in line or "read" in line for line in table.footnotes(simple))
+    assert "unread" not in "".join(Page(html.render_report(synthetic_report(results=simple, trees=[], steps=[]))).words)
 
 
 def compared(name: str, seed: int, rows: list[Solution]) -> RunScores:
@@ -127,11 +129,11 @@ def test_compare_shows_strict_and_unread_beneath_an_accuracy() -> None:
     (cell,) = (cell for cell in accuracy_grid(one).rows[0] if cell.text == "40.0")
     assert cell.below[-2:] == ["strict 30.0", "unread 40.0"]
     assert "knows the task's own form alone" in accuracy_grid(one).note
-    (entry,) = compare_runs([compared("a-0", 0, rows), compared("a-1", 1, other)])["entries"]
-    (point,) = entry["rounds"][0]["points"]
-    assert (point["strict_accuracy"], point["unreadable"]) == (pytest.approx(0.2), pytest.approx(0.3))
-    plain = compare_runs([compared("one", 0, [solution("a", 0, "7", True, True)])])
-    assert "strict" not in accuracy_grid(plain).note
+    (entry,) = compare_runs([compared("a-0", 0, rows), compared("a-1", 1, other)]).entries
+    (point,) = entry.rounds[0].points
+    assert (point.strict_accuracy, point.unreadable) == (pytest.approx(0.2), pytest.approx(0.3))
+    simple = compare_runs([compared("one", 0, [solution("a", 0, "7", True, True)])])
+    assert "strict" not in accuracy_grid(simple).note
 
 
 # --- examples
@@ -152,27 +154,25 @@ def test_three_examples_unread_ones_first_of_different_problems() -> None:
     assert (found.total, found.finished, found.mostly) == (6, 5, "wrong")
     cut = Reading.of([attempt("b", "wrong", read="9"), *(attempt(p, "cut") for p in "wxyz")])
     assert [e.problem_id for e in cut.examples()] == ["w", "x", "y"] and cut.mostly == "cut"
-    assert Reading.of([attempt("a", "right")]).as_dict() == {
+    assert plain(Reading.of([attempt("a", "right")]).outcomes()) == {
         "right": 1, "wrong": 0, "unreadable": 0, "cut": 0, "unreadable_share": 0.0, "cut_share": 0.0, "examples": [],
     }  # fmt: skip
-    assert "2 of" not in summary_line(found.as_dict()) and "1 of the 5 that finished (20.0 %)" in summary_line(
-        found.as_dict()
+    assert "2 of" not in summary_line(found.outcomes()) and "1 of the 5 that finished (20.0 %)" in summary_line(
+        found.outcomes()
     )
 
 
 def test_long_texts_lose_their_middle_and_terminals_get_no_control_characters() -> None:
     text = shortened("a" * 1000 + "end", 90)
     assert text.startswith("aaa") and text.endswith("end") and "(913 characters)" in text
-    example = attempt("p", "wrong", "\x1b[2J" + "x" * 2000, "8\x07").as_dict()
-    assert len(example["text"]) < KEPT_CHARS + 40
+    example = attempt("p", "wrong", "\x1b[2J" + "x" * 2000, "8\x07").example()
+    assert len(example.text) < KEPT_CHARS + 40
     line = example_line(example)
     assert line.isprintable() and r"\x1b[2J" in line and r"'8\x07'" in line and "right answer: '7'" in line
 
 
 def test_hostile_text_stays_in_its_place() -> None:
-    reading = {"title": NASTY, "search": False, "round": 0} | Reading.of(
-        [Attempt(NASTY, "wrong", NASTY, NASTY, NASTY)]
-    ).as_dict()
+    reading = TitledOutcomes(0, NASTY, Reading.of([Attempt(NASTY, "wrong", NASTY, NASTY, NASTY)]).outcomes())
     page = Page(html.render_report(synthetic_report(trees=[], readings=[reading], stopped=NASTY, unfinished=[NASTY])))
     assert "".join(page.words).count("alert(1)") >= 7
     assert not any("alert(1)" in script for _, script in page.scripts)

@@ -270,11 +270,11 @@ def test_results_hold_v_log_prob_and_both_side_by_side() -> None:
         *(Solution("p", i, False, "3", 5, value=-0.9, logprob=-3.0) for i in range(2, 8)),
     ]  # fmt: skip
     found = joined_scores(Samples(rows), Join(1.0, 1.0, 0.0))
-    assert {name: entry["accuracy"] for name, entry in found["eval"].items()} == {
+    assert {name: entry.accuracy for name, entry in found.eval.items()} == {
         "bon_value@8": 0.0, "bon_logprob@8": 1.0, "bon_joint@8": 1.0, "wvote_joint@8": 1.0,
     }  # fmt: skip
-    assert found["paired"]["bon_joint_vs_value"]["difference"] == 1.0
-    assert found["auc"]["joint"]["auc"] == 1.0 > found["auc"]["value"]["auc"]
+    assert found.paired["bon_joint_vs_value"].difference == 1.0
+    assert found.auc["joint"].auc == 1.0 > found.auc["value"].auc
     assert joined_scores(Samples(rows), None) is None
 
 

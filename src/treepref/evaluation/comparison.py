@@ -6,21 +6,31 @@ neither trees nor what a method of training is. docs/evaluation.md says what eac
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import Any
+
+from msgspec import structs
 
 from treepref.evaluation import statistics
-from treepref.evaluation.scores import Inference, Kind, Scores
+from treepref.evaluation.scores import EntryFacts, Scores
+from treepref.runs.results import (
+    ComparedEntry,
+    ComparedRound,
+    Comparison,
+    Inference,
+    Kind,
+    MeanCost,
+    Point,
+    RunName,
+    SeedDifference,
+    StartPoint,
+    Trade,
+)
 from treepref.types import Cost
-
-SCHEMA = 1
-"""Version of compare.json."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +94,8 @@ class Entry:
         return [found for run in self.runs if (found := run.round(number)) is not None]
 
 
-def compare_runs(runs: Sequence[RunScores], *, baseline: str | None = None, group: bool = True) -> dict[str, Any]:
-    """compare.json. `baseline` is a run's name (None: the first run); `group` joins runs that differ in their seed.
+def compare_runs(runs: Sequence[RunScores], *, baseline: str | None = None, group: bool = True) -> Comparison:
+    """The comparison. `baseline` is a run's name (None: the first run); `group` joins runs that differ in their seed.
 
     Raises ValueError without a run, where two share a name, or where no run has the baseline's name.
     """
@@ -100,13 +110,8 @@ def compare_runs(runs: Sequence[RunScores], *, baseline: str | None = None, grou
     notes = [f"{run.name}: {note}" for run in runs for note in run.notes]
     entries = grouped(runs, notes) if group else [Entry(run.name, [run]) for run in runs]
     base = next(entry for entry in entries if any(run.name == baseline for run in entry.runs))
-    document = {
-        "schema": SCHEMA,
-        "baseline": base.name,
-        "entries": [_entry(entry, base, notes) for entry in entries],
-        "notes": list(dict.fromkeys(notes)),
-    }
-    return json.loads(json.dumps(document, allow_nan=False))
+    compared = [_entry(entry, base, notes) for entry in entries]  # adds to the notes
+    return Comparison(baseline=base.name, entries=compared, notes=list(dict.fromkeys(notes)))
 
 
 def grouped(runs: Sequence[RunScores], notes: list[str]) -> list[Entry]:
@@ -138,7 +143,7 @@ def _common_start(texts: Sequence[str]) -> str:
 # ---------------- an entry
 
 
-def _entry(entry: Entry, base: Entry, notes: list[str]) -> dict[str, Any]:
+def _entry(entry: Entry, base: Entry, notes: list[str]) -> ComparedEntry:
     first = entry.runs[0]
     numbers = entry.numbers
     partners = _partners(entry, base, notes)
@@ -149,81 +154,95 @@ def _entry(entry: Entry, base: Entry, notes: list[str]) -> dict[str, Any]:
         alone = partners is None or entry is base or (number == 0 and len(numbers) > 1)
         against = None if alone else [run.last for run in partners or ()]
         rounds.append(_round(found, start, against))
-    return {
-        "name": entry.name,
-        "recipe": first.recipe,
-        "method": first.method,
-        "runs": [{"name": run.name, "folder": run.folder, "seed": run.seed} for run in entry.runs],
-        "rounds": rounds,
-        "training_against_samples": _trade(entry),
-    }
+    return ComparedEntry(
+        name=entry.name,
+        recipe=first.recipe,
+        method=first.method,
+        runs=[RunName(name=run.name, folder=run.folder, seed=run.seed) for run in entry.runs],
+        rounds=rounds,
+        training_against_samples=_trade(entry),
+    )
 
 
 def _round(
     found: Sequence[RoundScores], start: Sequence[RoundScores] | None, against: Sequence[RoundScores] | None
-) -> dict[str, Any]:
+) -> ComparedRound:
     """A round of one run, or of each seed's; `start` and `against` are the rounds it is paired with, seed by seed."""
     shared = [name for name in found[0].methods if all(name in one.methods for one in found)]
     tries = found[0].pass_at or {}
-    return {
-        "round": found[0].round,
-        "training": {kind: _mean_cost([one.spent[kind] for one in found]) for kind in found[0].spent}
+    passed = {k: _mean([one.pass_at[k] for one in found if one.pass_at and k in one.pass_at]) for k in tries}
+    return ComparedRound(
+        round=found[0].round,
+        training={kind: _mean_cost([one.spent[kind] for one in found]) for kind in found[0].spent}
         | {"all": _mean_cost([one.training for one in found])},
-        "inference": _mean_inference(found),
-        "points": [_point(name, found) for name in shared],
-        "pass@k": {k: _mean([one.pass_at[k] for one in found if one.pass_at and k in one.pass_at]) for k in tries}
-        or None,
-        "distinct_right": _mean([one.distinct_right for one in found if one.distinct_right is not None]),
-        "vs_start": None if start is None else _differences(start, found, shared),
-        "vs_baseline": None if against is None else _differences(against, found, shared),
-    }
+        inference=_mean_inference(found),
+        points=[_point(name, found) for name in shared],
+        pass_at={k: share for k, share in passed.items() if share is not None} or None,
+        distinct_right=_mean([one.distinct_right for one in found if one.distinct_right is not None]),
+        vs_start=None if start is None else _differences(start, found, shared),
+        vs_baseline=None if against is None else _differences(against, found, shared),
+    )
 
 
-def _point(method: str, found: Sequence[RoundScores]) -> dict[str, Any]:
+def _point(method: str, found: Sequence[RoundScores]) -> Point:
     """A method's accuracy with its interval, its tokens and its FLOPs a problem."""
     scores = [one.methods[method] for one in found]
-    tokens = math.fsum(s.tokens_per_problem for s in scores) / len(scores)
     inference = [one.inference for one in found]
     flops = [i.flops(s.tokens_per_problem) for i, s in zip(inference, scores, strict=True) if i is not None]
-    point: dict[str, Any] = {"method": method}
+    a_problem = _mean(flops) if len(flops) == len(scores) else None
     if len(scores) == 1:
-        point |= scores[0].entry() | {"seed_interval": None, "per_seed": [scores[0].accuracy]}
+        facts, per_seed, seed_interval = scores[0].facts(), [scores[0].accuracy], None
     else:
         # A mean accuracy is the mean difference from nothing: its interval counts a problem that seeds share once.
         mean = statistics.mean_over_seeds([(dict.fromkeys(s.score, 0.0), s.score) for s in scores])
-        low, high = mean.interval
-        point |= {
-            "accuracy": mean.difference,
-            "n": mean.n,
-            "interval": [max(0.0, low), min(1.0, high)],
-            "tokens_per_problem": tokens,
-            "seed_interval": [min(1.0, max(0.0, bound)) for bound in mean.seed_interval or ()],
-            "per_seed": list(mean.per_seed),
-            **{key: _mean_known([s.entry()[key] for s in scores]) for key in ("strict_accuracy", "unreadable", "cut")},
-        }
-    return point | {"flops_per_problem": _mean(flops) if len(flops) == len(scores) else None}
+        facts, per_seed, seed_interval = _mean_facts(scores, mean), list(mean.per_seed), _within(mean.seed_interval)
+    return Point(method=method, seed_interval=seed_interval, per_seed=per_seed, flops_per_problem=a_problem, **facts)
+
+
+def _mean_facts(scores: Sequence[Scores], mean: statistics.SeedMean) -> EntryFacts:
+    """Of one method over seeds; a share is None where it is not known of one of them."""
+    facts = [one.facts() for one in scores]
+    return {
+        "accuracy": mean.difference,
+        "n": mean.n,
+        "interval": _within(mean.interval) or (0.0, 1.0),
+        "tokens_per_problem": math.fsum(one["tokens_per_problem"] for one in facts) / len(facts),
+        "strict_accuracy": _mean_known([one["strict_accuracy"] for one in facts]),
+        "unreadable": _mean_known([one["unreadable"] for one in facts]),
+        "cut": _mean_known([one["cut"] for one in facts]),
+    }
+
+
+def _within(interval: tuple[float, float] | None) -> tuple[float, float] | None:
+    """An interval of shares: what lies outside 0 and 1 is cut off."""
+    return None if interval is None else (min(1.0, max(0.0, interval[0])), min(1.0, max(0.0, interval[1])))
 
 
 # ---------------- paired differences
 
 
-def difference(pairs: Sequence[tuple[Scores, Scores]]) -> dict[str, Any] | None:
-    """b − a of one run, or the mean over seeds, on the problems that both scored; None where they share none.
-
-    The keys are those of `statistics.Difference`, and of `SeedMean`: `seed_interval` (None for one run), `per_seed`.
-    """
+def difference(pairs: Sequence[tuple[Scores, Scores]]) -> SeedDifference | None:
+    """b − a of one run, or the mean over seeds, on the problems that both scored; None where they share none."""
     if not pairs or any(not (a.score.keys() & b.score.keys()) for a, b in pairs):
         return None
     if len(pairs) == 1:
         found = statistics.paired_difference(pairs[0][0].score, pairs[0][1].score)
-        return found and found.as_dict() | {"seed_interval": None, "per_seed": [found.difference]}
+        if found is None:
+            return None
+        return SeedDifference(
+            difference=found.difference, interval=found.interval, n=found.n, better=found.better, worse=found.worse,
+            mcnemar_p=found.mcnemar_p, seed_interval=None, per_seed=[found.difference],
+        )  # fmt: skip
     mean = statistics.mean_over_seeds([(a.score, b.score) for a, b in pairs])
-    return mean.as_dict()
+    return SeedDifference(
+        difference=mean.difference, interval=mean.interval, n=mean.n, seed_interval=mean.seed_interval,
+        per_seed=list(mean.per_seed),
+    )  # fmt: skip
 
 
 def _differences(
     earlier: Sequence[RoundScores], later: Sequence[RoundScores], methods: Iterable[str]
-) -> dict[str, Any] | None:
+) -> dict[str, SeedDifference] | None:
     """By method that both sides have in every seed."""
     if len(earlier) != len(later):
         return None
@@ -278,7 +297,7 @@ def _mismatch(run: RunScores, other: RunScores) -> str:
 # ---------------- training against samples at inference
 
 
-def _trade(entry: Entry) -> dict[str, Any] | None:
+def _trade(entry: Entry) -> Trade | None:
     """Does training pay, or more samples of the start policy? The last round's greedy answer against the start's.
 
     methods: MCTS-DPO compares training compute with self-consistency@k at inference. With T the cost of search and
@@ -300,23 +319,13 @@ def _trade(entry: Entry) -> dict[str, Any] | None:
     for method in methods:
         point = _point(method, start)
         pairs = [(a.methods[method], b.methods["greedy"]) for a, b in zip(start, trained, strict=True)]
+        pays = point.accuracy <= answer.accuracy
+        after = break_even(extra.flops, point.flops_per_problem, answer.flops_per_problem) if pays else None
         rows.append(
-            point
-            | {
-                "trained_minus_this": difference(pairs),
-                "break_even_problems": None
-                if point["accuracy"] > answer["accuracy"]
-                else break_even(extra["flops"], point["flops_per_problem"], answer["flops_per_problem"]),
-            }
+            StartPoint(trained_minus_this=difference(pairs), break_even_problems=after, **structs.asdict(point))
         )
-    reached = [row["method"] for row in rows if row["accuracy"] >= answer["accuracy"]]
-    return {
-        "round": last,
-        "training": extra,
-        "greedy": answer,
-        "start": rows,
-        "reached_by": reached[0] if reached else None,
-    }
+    reached = [row.method for row in rows if row.accuracy >= answer.accuracy]
+    return Trade(round=last, training=extra, greedy=answer, start=rows, reached_by=reached[0] if reached else None)
 
 
 def break_even(training: float, start: float | None, trained: float | None) -> float | None:
@@ -339,23 +348,22 @@ def _mean_known(values: Sequence[float | None]) -> float | None:
     return _mean(known) if len(known) == len(values) else None
 
 
-def _mean_cost(costs: Sequence[Cost]) -> dict[str, float]:
-    """Cost by its fields, and `tokens`: all that ran through the model."""
+def _mean_cost(costs: Sequence[Cost]) -> MeanCost:
     total = sum(costs, Cost())
     mean = {name: value / len(costs) for name, value in total.as_dict().items()}
     tokens = math.fsum(mean[f"{kind}_tokens"] for kind in ("generated", "prefill", "scored", "training"))
-    return {"tokens": tokens} | mean
+    return MeanCost(tokens=tokens, **mean)
 
 
-def _mean_inference(found: Sequence[RoundScores]) -> dict[str, float] | None:
+def _mean_inference(found: Sequence[RoundScores]) -> Inference | None:
     known = [one.inference for one in found if one.inference is not None]
     if len(known) < len(found):
         return None
-    return {
-        "flops_per_token": math.fsum(i.flops_per_token for i in known) / len(known),
-        "prompt_tokens": math.fsum(i.prompt_tokens for i in known) / len(known),
-    }
+    return Inference(
+        flops_per_token=math.fsum(i.flops_per_token for i in known) / len(known),
+        prompt_tokens=math.fsum(i.prompt_tokens for i in known) / len(known),
+    )
 
 
-def _list(items: Sequence[Any]) -> str:
+def _list(items: Sequence[object]) -> str:
     return ", ".join(map(str, items))

@@ -1,4 +1,4 @@
-"""What a round achieved: rows of checked solutions in, the numbers of `results.json` out.
+"""What a round achieved: rows of checked solutions in, the numbers of `runs/results.py` out.
 
 Works on plain rows. It never runs a model, checks an answer or reads a file, and knows no tree; the estimators
 themselves are in `evaluation/statistics.py`. docs/evaluation.md says what each number means.
@@ -6,29 +6,40 @@ themselves are in `evaluation/statistics.py`. docs/evaluation.md says what each 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from treepref.evaluation import statistics
 from treepref.evaluation.weighing import Weigh, by_both, by_logprob, by_value
+from treepref.runs.results import (
+    Auc,
+    BeamEntry,
+    Curves,
+    Difference,
+    DistinctRight,
+    Entry,
+    EqualTokens,
+    GuidedEntry,
+    Inference,
+    Joined,
+    Kind,
+    RoundResult,
+    SampledEntry,
+    SelfEvaluation,
+    ToolUse,
+    ValueQuality,
+)
 from treepref.runs.stage import Stage
 from treepref.types import Cost, Join
 
 Method = Literal["sc", "bon", "wvote"]
 """Self-consistency (a vote), best-of-n by value, and the vote weighted by value."""
 
-Kind = Literal["search", "training", "evaluation"]
-"""What tokens and FLOPs were spent on."""
-
 REPORTED_K = 8
 """The number of samples behind `sc@8`, `bon@8` and `wvote@8`."""
-
-SCHEMA = 1
-"""Version of results.json."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,17 +114,32 @@ class Scores:
     def tokens_per_problem(self) -> float:
         return math.fsum(self.tokens.values()) / len(self.tokens)
 
-    def entry(self) -> dict[str, Any]:
-        """One method's entry in results.json."""
+    def entry(self) -> Entry:
+        return Entry(**self.facts())
+
+    def facts(self) -> EntryFacts:
+        """What every kind of entry says of a method."""
         return {
             "accuracy": self.accuracy,
             "n": len(self.score),
-            "interval": list(statistics.score_interval(list(self.score.values()), self.draws)),
+            "interval": statistics.score_interval(list(self.score.values()), self.draws),
             "tokens_per_problem": self.tokens_per_problem,
             "strict_accuracy": _mean(self.strict.values()) if self.strict else None,
             "unreadable": self.unreadable,
             "cut": self.cut,
         }
+
+
+class EntryFacts(TypedDict):
+    """The fields of an `Entry`."""
+
+    accuracy: float
+    n: int
+    interval: tuple[float, float]
+    tokens_per_problem: float
+    strict_accuracy: float | None
+    unreadable: float | None
+    cut: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,11 +175,16 @@ def single_scores(rows: Sequence[Solution] | None, *, needs_value: bool = True) 
     )
 
 
+class _Shares(TypedDict):
+    unreadable: float | None
+    cut: float | None
+
+
 def _know_strict(rows: Iterable[Solution]) -> bool:
     return all(row.strict is not None for row in rows)
 
 
-def _shares(rows: Sequence[Solution]) -> dict[str, float | None]:
+def _shares(rows: Sequence[Solution]) -> _Shares:
     """What `Scores` holds of solutions that could not be read and of those that did not finish."""
     finished = [row for row in rows if row.finished]
     return {
@@ -256,7 +287,7 @@ def pass_at(samples: Samples) -> dict[str, float] | None:
     return {str(k): math.fsum(statistics.pass_at_k(samples.n, c, k) for c in right) / len(right) for k in samples.tries}
 
 
-def distinct_right(samples: Samples) -> dict[str, float] | None:
+def distinct_right(samples: Samples) -> DistinctRight | None:
     """Right solutions that differ in more than white space; None where texts were not kept.
 
     methods: DPO-ST reports it beside pass@k, as the variety that self-training lives on.
@@ -267,14 +298,12 @@ def distinct_right(samples: Samples) -> dict[str, float] | None:
         len({re.sub(r"\s+", " ", row.text).strip() for row in rows if row and row.correct and row.text is not None})
         for rows in samples.rows.values()
     ]
-    return {
-        "total": sum(counts),
-        "per_problem": sum(counts) / len(counts),
-        "solved_problems": sum(c > 0 for c in counts),
-    }
+    return DistinctRight(
+        total=sum(counts), per_problem=sum(counts) / len(counts), solved_problems=sum(c > 0 for c in counts)
+    )
 
 
-def value_quality(samples: Samples) -> dict[str, Any]:
+def value_quality(samples: Samples) -> ValueQuality:
     """How well V tells right solutions from wrong ones; every entry is None while there are no values.
 
     `auc` is over all samples, so it also rewards knowing hard problems from easy ones; `auc_within` is the mean over
@@ -282,7 +311,7 @@ def value_quality(samples: Samples) -> dict[str, Any]:
     """
     valued = [row for row in samples.present if row.value is not None]
     if not valued:
-        return {"auc": None, "auc_within": None, "calibration": None, "calibration_error": None, "n": 0}
+        return ValueQuality(auc=None, auc_within=None, calibration=None, calibration_error=None, n=0)
     within = []
     for rows in samples.rows.values():
         scored = [row for row in rows if row is not None and row.value is not None]
@@ -290,16 +319,16 @@ def value_quality(samples: Samples) -> dict[str, Any]:
     mixed = [a for a in within if a is not None]
     values, outcomes = [row.value or 0.0 for row in valued], [row.correct for row in valued]
     bins = statistics.calibration(values, outcomes)
-    return {
-        "auc": statistics.auc(values, outcomes),
-        "auc_within": math.fsum(mixed) / len(mixed) if mixed else None,
-        "calibration": [b.as_dict() for b in bins],
-        "calibration_error": statistics.calibration_error(bins),
-        "n": len(valued),
-    }
+    return ValueQuality(
+        auc=statistics.auc(values, outcomes),
+        auc_within=_mean(mixed),
+        calibration=bins,
+        calibration_error=statistics.calibration_error(bins),
+        n=len(valued),
+    )
 
 
-def joined_scores(samples: Samples, join: Join | None) -> dict[str, Any] | None:
+def joined_scores(samples: Samples, join: Join | None) -> Joined | None:
     """What V, the log-prob and both joined make of the same samples; None where nothing learned to join them.
 
     At `REPORTED_K` samples: best-of-n by each, the vote weighted by both, and each paired against the plain vote and
@@ -315,26 +344,26 @@ def joined_scores(samples: Samples, join: Join | None) -> dict[str, Any] | None:
         "wvote_joint": sampled_scores(samples, "wvote", REPORTED_K, both),
     }
     kinds: dict[str, Weigh] = {"value": by_value, "logprob": by_logprob, "joint": both}
-    return {
-        "join": {"value": join.value, "logprob": join.logprob, "bias": join.bias},
-        "eval": {f"{name}@{REPORTED_K}": None if s is None else s.entry() for name, s in found.items()},
-        "paired": {f"{name}_vs_sc": _paired(plain, s) for name, s in found.items()}
+    return Joined(
+        join=join,
+        eval={f"{name}@{REPORTED_K}": None if s is None else s.entry() for name, s in found.items()},
+        paired={f"{name}_vs_sc": _paired(plain, s) for name, s in found.items()}
         | {f"{name}_vs_value": _paired(found["bon_value"], s) for name, s in found.items() if name != "bon_value"},
-        "auc": {name: _auc_of(samples, weigh) for name, weigh in kinds.items()},
-    }
+        auc={name: _auc_of(samples, weigh) for name, weigh in kinds.items()},
+    )
 
 
-def _auc_of(samples: Samples, weigh: Weigh) -> dict[str, float | None]:
+def _auc_of(samples: Samples, weigh: Weigh) -> Auc:
     """Over all samples, and the mean over the problems with right and wrong ones."""
     rows = [
         [(w, row.correct) for row in rows if row and (w := weigh(row)) is not None] for rows in samples.rows.values()
     ]
     within = [a for of in rows if (a := statistics.auc([w for w, _ in of], [right for _, right in of])) is not None]
     every = [pair for of in rows for pair in of]
-    return {"auc": statistics.auc([w for w, _ in every], [right for _, right in every]), "auc_within": _mean(within)}
+    return Auc(auc=statistics.auc([w for w, _ in every], [right for _, right in every]), auc_within=_mean(within))
 
 
-def self_evaluation_quality(ends: Sequence[JudgedNode], steps: Sequence[JudgedNode]) -> dict[str, Any] | None:
+def self_evaluation_quality(ends: Sequence[JudgedNode], steps: Sequence[JudgedNode]) -> SelfEvaluation | None:
     """How well C, the policy's own judgement, tells right from wrong in a round's search trees; None without any C.
 
     methods: MCTS-DPO reports the AUC of C. `ends` are finished solutions; `steps` stand before the end, and count as
@@ -349,35 +378,35 @@ def self_evaluation_quality(ends: Sequence[JudgedNode], steps: Sequence[JudgedNo
     by_problem: dict[str, list[JudgedNode]] = {}
     for node in ends:
         by_problem.setdefault(node.problem_id, []).append(node)
-    return {
-        "auc": statistics.auc(confidences, labels),
-        "auc_within": _mean(
+    return SelfEvaluation(
+        auc=statistics.auc(confidences, labels),
+        auc_within=_mean(
             a
             for found in by_problem.values()
             if (a := statistics.auc([n.confidence for n in found], [n.outcome > 0 for n in found])) is not None
         ),
-        "auc_steps": statistics.auc([n.confidence for n in steps], [n.outcome > 0 for n in steps]),
-        "n": len(ends),
-        "n_steps": len(steps),
-        "mean_right": _mean(c for c, right in zip(confidences, labels, strict=True) if right),
-        "mean_wrong": _mean(c for c, right in zip(confidences, labels, strict=True) if not right),
-        "calibration": [b.as_dict() for b in bins] or None,
-        "calibration_error": statistics.calibration_error(bins),
-    }
+        auc_steps=statistics.auc([n.confidence for n in steps], [n.outcome > 0 for n in steps]),
+        n=len(ends),
+        n_steps=len(steps),
+        mean_right=_mean(c for c, right in zip(confidences, labels, strict=True) if right),
+        mean_wrong=_mean(c for c, right in zip(confidences, labels, strict=True) if not right),
+        calibration=bins or None,
+        calibration_error=statistics.calibration_error(bins),
+    )
 
 
-def tool_use(rows: Sequence[Solution] | None) -> dict[str, Any] | None:
+def tool_use(rows: Sequence[Solution] | None) -> ToolUse | None:
     """How often solutions called a tool, and how they fared with and without; None without rows."""
     if not rows:
         return None
     used, alone = [row for row in rows if row.forced], [row for row in rows if not row.forced]
-    return {
-        "share": len(used) / len(rows),
-        "forced_tokens": sum(row.forced for row in rows) / len(rows),
-        "accuracy_with": _mean(float(row.correct) for row in used),
-        "accuracy_without": _mean(float(row.correct) for row in alone),
-        "n": len(rows),
-    }
+    return ToolUse(
+        share=len(used) / len(rows),
+        forced_tokens=sum(row.forced for row in rows) / len(rows),
+        accuracy_with=_mean(float(row.correct) for row in used),
+        accuracy_without=_mean(float(row.correct) for row in alone),
+        n=len(rows),
+    )
 
 
 # ---------------- what it cost
@@ -407,26 +436,13 @@ def cost_of_policy(costs: Mapping[str, Cost], round: int) -> dict[Kind, Cost]:
     return {kind: cost for kind, cost in cost_by_kind(below).items() if kind != "evaluation"}
 
 
-@dataclass(frozen=True, slots=True)
-class Inference:
-    """What answering costs, as measured in greedy decoding: enough to price any method by its tokens a problem."""
-
-    flops_per_token: float
-    prompt_tokens: float
-    """Prompt tokens computed a problem (once, however many samples share it); tokens forced by a tool among them."""
-
-    def flops(self, tokens_per_problem: float) -> float:
-        """FLOPs a problem of a method that generates and scores so many tokens."""
-        return self.flops_per_token * (self.prompt_tokens + tokens_per_problem)
-
-
 def inference_of(costs: Mapping[str, Cost], round: int, problems: int) -> Inference | None:
     """From the cost of the round's greedy decoding over so many problems; None where it is not stored."""
     cost = costs.get(str(Stage(round, "eval", "greedy")), Cost())
     computed = cost.generated_tokens + cost.prefill_tokens + cost.scored_tokens
     if not problems or not computed or not cost.flops:
         return None
-    return Inference(cost.flops / computed, cost.prefill_tokens / problems)
+    return Inference(flops_per_token=cost.flops / computed, prompt_tokens=cost.prefill_tokens / problems)
 
 
 # ---------------- at equal tokens
@@ -437,7 +453,7 @@ def scores_over_k(samples: Samples, method: Method) -> dict[int, Scores]:
     return {k: s for k in samples.steps_of_k if (s := sampled_scores(samples, method, k)) is not None}
 
 
-def at_equal_tokens(method: Scores, curve: Sequence[Scores]) -> dict[str, Any] | None:
+def at_equal_tokens(method: Scores, curve: Sequence[Scores]) -> EqualTokens | None:
     """A method against self-consistency at the same tokens a problem, on the same problems, with a paired interval.
 
     `curve` is self-consistency over increasing k. Between two measured k it is interpolated linearly in log tokens,
@@ -453,30 +469,29 @@ def at_equal_tokens(method: Scores, curve: Sequence[Scores]) -> dict[str, Any] |
     if found is None:
         return None
     shared = mixed.keys() & method.score.keys()
-    return {
-        "sc_accuracy": math.fsum(mixed[key] for key in shared) / len(shared),
-        "difference": found.difference,
-        "interval": list(found.interval),
-        "n": found.n,
-    }
+    return EqualTokens(
+        sc_accuracy=math.fsum(mixed[key] for key in shared) / len(shared),
+        difference=found.difference,
+        interval=found.interval,
+        n=found.n,
+    )
 
 
-def curves(samples: Samples, sbs: Mapping[tuple[int, int], Scores | None], mcts: Scores | None) -> dict[str, Any]:
+def curves(samples: Samples, sbs: Mapping[tuple[int, int], Scores | None], mcts: Scores | None) -> Curves:
     """Accuracy against tokens: points over k for the sampled methods, one a width for SBS, and MCTS."""
-
     sampled = {method: scores_over_k(samples, method) for method in ("sc", "bon", "wvote")}
     baseline = list(sampled["sc"].values())
-
-    def guided(scores: Scores) -> dict[str, Any]:
-        return {**scores.entry(), "equal_tokens": at_equal_tokens(scores, baseline)}
-
-    points = {method: [{"k": k, **s.entry()} for k, s in found.items()] or None for method, found in sampled.items()}
-    widths = [{"b1": b1, "b2": b2, **guided(s)} for (b1, b2), s in sorted(sbs.items()) if s is not None]
-    return {
+    points = {method: [SampledEntry(k=k, **s.facts()) for k, s in of.items()] or None for method, of in sampled.items()}
+    widths = [
+        BeamEntry(b1=b1, b2=b2, equal_tokens=at_equal_tokens(s, baseline), **s.facts())
+        for (b1, b2), s in sorted(sbs.items())
+        if s is not None
+    ]
+    return Curves(
         **points,
-        "sbs": sorted(widths, key=lambda point: point["tokens_per_problem"]) or None,
-        "mcts": None if mcts is None else guided(mcts),
-    }
+        sbs=sorted(widths, key=lambda point: point.tokens_per_problem) or None,
+        mcts=None if mcts is None else GuidedEntry(equal_tokens=at_equal_tokens(mcts, baseline), **mcts.facts()),
+    )
 
 
 # ---------------- a round, a run
@@ -493,13 +508,12 @@ def round_summary(
     first: Sequence[Solution] | None = None,
     tools: bool = False,
     join: Join | None = None,
-) -> dict[str, Any]:
-    """One round's entry of results.json.
+) -> RoundResult:
+    """What a round's evaluation found.
 
     `samples` are n samples a problem; `sbs` maps (B1, B2) to one solution a problem; `previous` and `first` are the
-    greedy solutions of the round before and of round 0; `tools` says that decoding had a tool at hand; `join`
-    is how V and log-probs are joined. What does not
-    exist is None: no zero stands for it.
+    greedy solutions of the round before and of round 0; `tools` says that decoding had a tool at hand; `join` is how V
+    and log-probs are joined.
     """
     drawn = Samples(samples or ())
     one = single_scores(greedy, needs_value=False)
@@ -518,49 +532,17 @@ def round_summary(
         "greedy_vs_first": _paired(single_scores(first, needs_value=False), one),
     }
     paired |= {f"{name}_vs_greedy": _paired(one, scores) for name, scores in methods.items() if name != "greedy"}
-    return {
-        "round": number,
-        "eval": {name: None if scores is None else scores.entry() for name, scores in methods.items()},
-        "pass@k": pass_at(drawn),
-        "distinct_right": distinct_right(drawn),
-        "paired": paired,
-        "value": value_quality(drawn),
-        "joined": joined_scores(drawn, join),
-        "tool_use": {"greedy": tool_use(greedy), "samples": tool_use(samples)} if tools else None,
-        "curves": curves(drawn, beams, tree),
-    }
-
-
-def results_document(
-    recipe: Mapping[str, Any],
-    seed: int,
-    rounds: Sequence[Mapping[str, Any]],
-    cost: Cost | Mapping[str, float],
-    costs: Mapping[str, Cost] | None = None,
-    *,
-    search: Sequence[Mapping[str, Any]] | None = None,
-    unfinished: Sequence[str] | None = None,
-    stopped: str | None = None,
-) -> dict[str, Any]:
-    """The whole of results.json, as plain JSON; `costs` are the cost of each stage, where they are known.
-
-    `search`: what each search found, and what was read of it (`loops/reading.py`). `unfinished`: stages that were begun
-    and are not done. `stopped`: what ended the run's last life.
-
-    Raises ValueError where a number is NaN or infinite.
-    """
-    document = {
-        "schema": SCHEMA,
-        "recipe": dict(recipe),
-        "seed": seed,
-        "rounds": [dict(entry) for entry in rounds],
-        "search": None if search is None else [dict(entry) for entry in search],
-        "unfinished": None if unfinished is None else list(unfinished),
-        "stopped": stopped,
-        "cost": cost.as_dict() if isinstance(cost, Cost) else dict(cost),
-        "cost_by_kind": None if costs is None else {k: c.as_dict() for k, c in cost_by_kind(costs).items()},
-    }
-    return json.loads(json.dumps(document, allow_nan=False))
+    return RoundResult(
+        round=number,
+        eval={name: None if scores is None else scores.entry() for name, scores in methods.items()},
+        pass_at=pass_at(drawn),
+        distinct_right=distinct_right(drawn),
+        paired=paired,
+        value=value_quality(drawn),
+        joined=joined_scores(drawn, join),
+        tool_use={"greedy": tool_use(greedy), "samples": tool_use(samples)} if tools else None,
+        curves=curves(drawn, beams, tree),
+    )
 
 
 def _mean(values: Iterable[float]) -> float | None:
@@ -568,7 +550,6 @@ def _mean(values: Iterable[float]) -> float | None:
     return math.fsum(found) / len(found) if found else None
 
 
-def _paired(a: Scores | None, b: Scores | None) -> dict[str, Any] | None:
-    """b − a as results.json holds it."""
-    found = None if a is None or b is None else statistics.paired_difference(a.score, b.score)
-    return None if found is None else found.as_dict()
+def _paired(a: Scores | None, b: Scores | None) -> Difference | None:
+    """b − a; None where one is missing, or they share no problem."""
+    return None if a is None or b is None else statistics.paired_difference(a.score, b.score)

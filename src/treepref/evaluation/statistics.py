@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from treepref.runs.results import CalibrationBin, Difference
+
 Z95 = 1.959963984540054
 """The 97.5 % quantile of the standard normal distribution."""
 
@@ -62,30 +64,6 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
         raise ValueError(f"pass@k needs 1 <= k <= n and 0 <= correct <= n, not k={k}, n={n}, correct={correct}")
     # Chen et al. 2021 (arXiv 2107.03374) eq. 1: 1 − C(n−c, k) / C(n, k)
     return 1 - math.comb(n - correct, k) / math.comb(n, k)
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """Mean of paired differences b − a over n problems, with its interval and, for 0/1 scores, McNemar's test."""
-
-    difference: float
-    interval: tuple[float, float]
-    n: int
-    better: int
-    """Problems where b scores above a."""
-    worse: int
-    mcnemar_p: float | None
-    """None where a score is not 0 or 1."""
-
-    def as_dict(self) -> dict[str, object]:
-        return {
-            "difference": self.difference,
-            "interval": list(self.interval),
-            "n": self.n,
-            "better": self.better,
-            "worse": self.worse,
-            "mcnemar_p": self.mcnemar_p,
-        }
 
 
 def paired_difference(a: Mapping[str, float], b: Mapping[str, float]) -> Difference | None:
@@ -155,15 +133,6 @@ class SeedMean:
     n: int
     """Distinct problems."""
 
-    def as_dict(self) -> dict[str, object]:
-        return {
-            "difference": self.difference,
-            "interval": list(self.interval),
-            "seed_interval": None if self.seed_interval is None else list(self.seed_interval),
-            "per_seed": list(self.per_seed),
-            "n": self.n,
-        }
-
 
 def mean_over_seeds(seeds: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> SeedMean:
     """Mean of b − a over runs that differ in their seed; each run gives (a, b), scores by problem id.
@@ -229,30 +198,6 @@ def auc(scores: Sequence[float], outcomes: Sequence[bool]) -> float | None:
     return u / (positives * negatives)
 
 
-@dataclass(frozen=True, slots=True)
-class CalibrationBin:
-    """Solutions whose predicted chance of being right lies in [low, high)."""
-
-    low: float
-    high: float
-    predicted: float
-    """Mean prediction in the bin."""
-    observed: float
-    """Share that was right."""
-    interval: tuple[float, float]
-    n: int
-
-    def as_dict(self) -> dict[str, object]:
-        return {
-            "low": self.low,
-            "high": self.high,
-            "predicted": self.predicted,
-            "observed": self.observed,
-            "interval": list(self.interval),
-            "n": self.n,
-        }
-
-
 def calibration(values: Sequence[float], outcomes: Sequence[bool], bins: int = 10) -> list[CalibrationBin]:
     """Prediction against outcome in equal bins; V in [-1, 1] predicts a right answer with chance (V + 1) / 2.
 
@@ -270,7 +215,16 @@ def calibration(values: Sequence[float], outcomes: Sequence[bool], bins: int = 1
             n, right_ones = len(rows), sum(right for _, right in rows)
             predicted = math.fsum(chance for chance, _ in rows) / n
             low, high = index / bins, (index + 1) / bins
-            out.append(CalibrationBin(low, high, predicted, right_ones / n, wilson(right_ones, n), n))
+            out.append(
+                CalibrationBin(
+                    low=low,
+                    high=high,
+                    predicted=predicted,
+                    observed=right_ones / n,
+                    interval=wilson(right_ones, n),
+                    n=n,
+                )
+            )
     return out
 
 

@@ -253,7 +253,7 @@ def advice(
     lines = [
         f"round {round}: only {stats.paired} problems gave a pair, pairs.min_problems asks for {wanted}. Of "
         f"{stats.trees} trees {unsolved} found no right solution and {always} no wrong one; {why}. {more} {outcome}",
-        f"What was read: {summary_line(read.as_dict())}.",
-        *(f"  {example_line(example)}" for example in read.as_dict()["examples"]),
+        f"What was read: {summary_line(read.outcomes())}.",
+        *(f"  {example_line(example)}" for example in read.outcomes().examples),
     ]
     return "\n".join(lines)

@@ -31,6 +31,7 @@ from treepref.loops.stored import stored_solutions
 from treepref.loops.text import find_tokenizer
 from treepref.report.compare import comparison_markdown, print_comparison, write_comparison
 from treepref.runs.landing import new_file
+from treepref.runs.results import Comparison, DistinctRight, as_json
 from treepref.runs.run_folder import disk_errors
 from treepref.runs.stage import Stage
 from treepref.runs.store import Store
@@ -48,7 +49,7 @@ def compare(
     group: bool = True,
     markdown: bool = False,
     console: Console | None = None,
-) -> dict[str, Any]:
+) -> Comparison:
     """Print the comparison, and write compare.json and compare.html into `out`.
 
     `baseline` is a run's folder or name; None takes the first. Raises StoreError for a folder that holds no evaluated
@@ -61,7 +62,7 @@ def compare(
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         with new_file(out / "compare.json") as part:
-            part.write_text(json.dumps(document, indent=1), encoding="utf-8")
+            part.write_text(as_json(document, indent=1), encoding="utf-8")
     page = write_comparison(document, out / "compare.html")
     if markdown:
         print(comparison_markdown(document))
@@ -150,7 +151,7 @@ def read_run(folder: Path, name: str | None = None) -> RunScores:
 def _round(store: Store, number: int, decoders: Sequence[str], keys: Mapping[str, str]) -> RoundScores:
     methods: dict[str, Scores] = {}
     passed: Mapping[str, float] | None = None
-    distinct: Mapping[str, float] | None = None
+    distinct: DistinctRight | None = None
     for decoder in decoders:
         stage = Stage(number, "eval", decoder)
         rows = stored_solutions(store, stage)
@@ -170,7 +171,7 @@ def _round(store: Store, number: int, decoders: Sequence[str], keys: Mapping[str
         spent=cost_of_policy(costs, number),
         inference=inference_of(costs, number, len(keys)),
         pass_at=passed,
-        distinct_right=distinct["per_problem"] if distinct else None,
+        distinct_right=distinct.per_problem if distinct else None,
     )
 
 

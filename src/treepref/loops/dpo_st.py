@@ -165,7 +165,10 @@ def _stop(session: Session, round: int) -> bool:
 def _greedy_accuracy(session: Session, round: int) -> float:
     found = stored_summary(session.store, round)
     with session.store.sound(f"the summary of round {round}"):
-        return found["eval"]["greedy"]["accuracy"]  # type: ignore[index]
+        greedy = found.eval.get("greedy") if found else None
+        if greedy is None:
+            raise ValueError("it has no greedy accuracy")
+        return greedy.accuracy
 
 
 def improves(accuracies: Sequence[float], patience: int) -> bool:

@@ -15,6 +15,7 @@ from treepref.evaluation.scores import Solution, round_summary
 from treepref.loops.grow import grow
 from treepref.loops.session import Session
 from treepref.loops.stored import stored_solutions
+from treepref.runs.results import RoundResult, plain
 from treepref.runs.stage import Stage, round_policy
 from treepref.types import Problem, Tree
 
@@ -42,7 +43,7 @@ def evaluate(session: Session, round: int) -> None:
         _run_decoder(session, stage.of(decoder.name), decoder)
     summary = summarise(session, round, [d.name for d in todo])
     with session.store.transaction():
-        session.store.set_meta(f"summary/{round}", summary)
+        session.store.set_meta(f"summary/{round}", plain(summary))
         session.store.finish_stage(stage)
 
 
@@ -99,8 +100,8 @@ def solutions(session: Session, round: int, decoder: str) -> list[Solution]:
     return stored_solutions(session.store, Stage(round, "eval", decoder))
 
 
-def summarise(session: Session, round: int, names: list[str]) -> dict[str, object]:
-    """A round's entry of results.json from its stored solutions."""
+def summarise(session: Session, round: int, names: list[str]) -> RoundResult:
+    """What a round's stored solutions say."""
     config = session.recipe.eval
     widths = config.sbs if isinstance(config, GuidedEvalConfig) else []
     beams = {width: decoding.beam_name(*width) for width in widths}

@@ -11,7 +11,8 @@ from itertools import islice
 from treepref.evaluation.scores import Solution
 from treepref.loops.stored import stored_solutions
 from treepref.models.text import decode
-from treepref.report.reading import Attempt, Outcome, Reading
+from treepref.report.reading import Attempt, Reading
+from treepref.runs.results import Outcome
 from treepref.runs.stage import Stage
 from treepref.runs.view import RunView
 from treepref.search.base import solution_tokens

@@ -12,6 +12,7 @@ from treepref.evaluation.scores import JudgedNode, self_evaluation_quality
 from treepref.loops.reading import READ_TREES, attempts_of
 from treepref.models.text import decode
 from treepref.report.reading import Attempt, Reading
+from treepref.runs.results import SearchOutcomes, SelfEvaluation
 from treepref.runs.stage import Stage
 from treepref.runs.store import Store, TreeRow
 from treepref.runs.view import RunView
@@ -28,7 +29,7 @@ class SearchFound:
     rows: list[TreeRow]
     reading: Reading
     """What was read of the solutions of its first `READ_TREES` trees by key."""
-    self_evaluation: dict[str, Any] | None
+    self_evaluation: SelfEvaluation | None
     """How good C was; None where it was not asked."""
     drawn: list[dict[str, Any]]
     """Trees as plain data, with their problems, in the order in which they are shown."""
@@ -48,23 +49,24 @@ def search_stages(view: RunView) -> list[Stage]:
     return [Stage(r, name) for r in range(1, view.recipe.rounds + 1) for name in ("search", "labels")]
 
 
-def search_summary(store: Store, found: SearchFound) -> dict[str, Any]:
-    """What a search has found so far, as results.json has it."""
+def search_summary(store: Store, found: SearchFound) -> SearchOutcomes:
+    """What a search has found so far."""
     stage, rows = found.stage, found.rows
     solved, mixed = sum(row.right > 0 for row in rows), sum(row.mixed for row in rows)
     tokens = store.cost(stage).generated_tokens
-    return {
-        "stage": str(stage),
-        "round": stage.round,
-        "trees": len(rows),
-        "solved": solved,
-        "mixed": mixed,
-        "unsolved": len(rows) - solved,
-        "tokens": tokens,
-        "right_per_1000_tokens": _per_1000(sum(row.right for row in rows), tokens),
-        "wrong_per_1000_tokens": _per_1000(sum(row.wrong for row in rows), tokens),
-        "trees_read": min(len(rows), READ_TREES),
-    } | found.reading.as_dict()
+    return SearchOutcomes(
+        stage=str(stage),
+        round=stage.round,
+        trees=len(rows),
+        solved=solved,
+        mixed=mixed,
+        unsolved=len(rows) - solved,
+        tokens=tokens,
+        right_per_1000_tokens=_per_1000(sum(row.right for row in rows), tokens),
+        wrong_per_1000_tokens=_per_1000(sum(row.wrong for row in rows), tokens),
+        trees_read=min(len(rows), READ_TREES),
+        **found.reading.facts(),
+    )
 
 
 def _per_1000(solutions: int, tokens: int) -> float | None:
@@ -80,7 +82,7 @@ def _pairs_by_tree(view: RunView, stage: Stage) -> dict[str, list[Pair]]:
 
 
 def _choose(
-    view: RunView, rows: Mapping[Stage, Sequence[TreeRow]], pairs: Mapping[Stage, Mapping[str, Sequence[Pair]]]
+    view: RunView, rows: dict[Stage, list[TreeRow]], pairs: Mapping[Stage, Mapping[str, Sequence[Pair]]]
 ) -> dict[Stage, list[str]]:
     """Keys of the trees to draw, the last round's first: those with most pairs, then mixed ones, then those without a
     right solution, then the others."""

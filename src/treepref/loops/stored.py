@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from treepref.evaluation.scores import Solution
+from treepref.runs.results import RoundResult, from_plain
 from treepref.runs.stage import Stage
 from treepref.runs.store import Store
 
@@ -18,13 +17,13 @@ def stored_solutions(store: Store, stage: Stage) -> list[Solution]:
         return [Solution.from_row(row) for _, _, row in store.outcomes(stage)]
 
 
-def stored_summary(store: Store, round: int) -> dict[str, Any] | None:
-    """A round's entry of results.json; None before it is evaluated. Raises StoreError where it is not sound."""
+def stored_summary(store: Store, round: int) -> RoundResult | None:
+    """What a round's evaluation found; None before it is evaluated. Raises StoreError where it is not sound."""
     found = store.meta(f"summary/{round}")
     if found is None:
         return None
     with store.sound(f"the summary of round {round}"):
-        entries = found["eval"].values()
-        if found["round"] != round or not all(entry is None or isinstance(entry, dict) for entry in entries):
-            raise ValueError("it is of another form")
-        return found
+        result = from_plain(found, RoundResult)
+        if result.round != round:
+            raise ValueError(f"it is of round {result.round}")
+        return result

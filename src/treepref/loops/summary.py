@@ -5,29 +5,37 @@ Reads the run alone, also while another process goes on with it; what is not the
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
 from rich.console import Console
 
-from treepref.evaluation.scores import inference_of, results_document
+from treepref.evaluation.scores import cost_by_kind, inference_of
 from treepref.keys import plain
 from treepref.loops.reading import evaluation_reading
 from treepref.loops.searches import SearchFound, read_searches, search_summary
 from treepref.loops.stored import stored_summary
 from treepref.loops.unchecked import failure_counts
 from treepref.loops.values import FIRST
-from treepref.report.data import ReportData
+from treepref.report.data import EventGroup, ReportData, TitledOutcomes
 from treepref.report.html import write_report
 from treepref.report.table import print_results
+from treepref.runs.results import (
+    Results,
+    RoundInference,
+    RoundResult,
+    SearchOutcomes,
+    SelfEvaluation,
+    ValueFit,
+    as_json,
+    from_plain,
+)
 from treepref.runs.run_folder import land_file, report_scratch
 from treepref.runs.stage import Stage
 from treepref.runs.store import Store
 from treepref.runs.view import RunView
-from treepref.types import Cost
 
 
 def report(view: RunView, console: Console | None = None) -> Path | None:
@@ -38,14 +46,14 @@ def report(view: RunView, console: Console | None = None) -> Path | None:
     store = view.store
     if not (store.costs() or any(stage.status == "done" for stage in store.stages())):
         return None
-    readings = list(greedy_readings(view))
+    greedy = list(greedy_readings(view))
     searches = read_searches(view)
-    results = results_of(view, readings, searches)
+    results = results_of(view, greedy, searches)
     with report_scratch(view.folder) as scratch:
         part = scratch / "results.json"
-        part.write_text(json.dumps(results, indent=1), encoding="utf-8")
+        part.write_text(as_json(results, indent=1), encoding="utf-8")
         land_file(part, view.folder / "results.json")
-    readings += search_readings(results["search"])
+    readings = [*greedy, *map(_titled, results.search or ())]
     data = ReportData(
         recipe=plain(view.recipe),
         results=results,
@@ -54,7 +62,7 @@ def report(view: RunView, console: Console | None = None) -> Path | None:
         trees=[tree for found in reversed(searches) for tree in found.drawn],
         events=counted_events(store),
         unfinished=[f"{name}{_progress(store, name)}" for name in unfinished_stages(store)],
-        stopped=results["stopped"],
+        stopped=results.stopped,
         readings=readings,
     )
     with report_scratch(view.folder) as scratch:
@@ -72,71 +80,76 @@ def report(view: RunView, console: Console | None = None) -> Path | None:
     return path
 
 
-def results_of(view: RunView, readings: Sequence[Mapping[str, Any]], searches: Sequence[SearchFound]) -> dict[str, Any]:
-    """results.json as it stands; `readings` are those of `greedy_readings`, `searches` of `read_searches`."""
+def results_of(view: RunView, greedy: Sequence[TitledOutcomes], searches: Sequence[SearchFound]) -> Results:
+    """The run's results as they stand; `greedy` are those of `greedy_readings`, `searches` of `read_searches`."""
     recipe, store = view.recipe, view.store
-    found = (stored_summary(store, k) for k in range(recipe.rounds + 1))
-    costs, problems = store.costs(), store.count_problems("eval")
-    examples = {reading["round"]: reading["examples"] for reading in readings}
-    rounds: list[Mapping[str, Any]] = [
-        summary
-        | {"examples": examples.get(summary["round"], [])}
-        | {"self_evaluation": self_evaluation(searches, summary["round"])}
-        | {"fit": value_fit(store, summary["round"])}
-        | _inference(summary, costs, problems)
-        for summary in found
-        if summary is not None
+    costs, examples = store.costs(), {reading.round: reading.found.examples for reading in greedy}
+    rounds = [
+        structs.replace(
+            found,
+            examples=examples.get(found.round, []),
+            self_evaluation=self_evaluation(searches, found.round),
+            fit=value_fit(store, found.round),
+            inference=_inference(store, found),
+        )
+        for found in (stored_summary(store, k) for k in range(recipe.rounds + 1))
+        if found is not None
     ]
     errors = [event.message for event in store.events() if event.level == "error"]
-    return results_document(
-        plain(recipe),
-        recipe.seed,
-        rounds,
-        view.store.cost(),
-        costs,
-        search=[search_summary(view.store, found) for found in searches],
+    return Results(
+        recipe=plain(recipe),
+        seed=recipe.seed,
+        rounds=rounds,
+        search=[search_summary(store, found) for found in searches],
         unfinished=unfinished_stages(store),
         stopped=errors[-1] if errors else None,
+        cost=store.cost(),
+        cost_by_kind=cost_by_kind(costs),
     )
 
 
-def greedy_readings(view: RunView) -> Iterator[dict[str, Any]]:
+def greedy_readings(view: RunView) -> Iterator[TitledOutcomes]:
     """What was read of every round's greedy solutions, also of an evaluation that is not finished."""
     for round in range(view.recipe.rounds + 1):
         found = evaluation_reading(view, Stage(round, "eval", "greedy"))
         if found.total:
-            yield {"round": round, "title": f"Round {round}, greedy", "search": False} | found.as_dict()
+            yield TitledOutcomes(round, f"Round {round}, greedy", found.outcomes())
 
 
-def search_readings(searches: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The same of what `search_summary` found."""
-    for found in searches:
-        part = f" in the first {found['trees_read']} trees" if found["trees_read"] < found["trees"] else ""
-        kind = "pseudo-labels" if found["stage"].endswith("/labels") else "search"
-        yield {"title": f"Round {found['round']}, {kind}{part}", "search": True} | found
+def _titled(found: SearchOutcomes) -> TitledOutcomes:
+    part = f" in the first {found.trees_read} trees" if found.trees_read < found.trees else ""
+    kind = "pseudo-labels" if found.stage.endswith("/labels") else "search"
+    return TitledOutcomes(found.round, f"Round {found.round}, {kind}{part}", found)
 
 
-def _latest(readings: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _latest(readings: Sequence[TitledOutcomes]) -> list[TitledOutcomes]:
     """For a terminal: the last greedy solutions, and searches whose policy is not evaluated yet."""
-    greedy = [reading for reading in readings if not reading["search"]][-1:]
-    last = greedy[0]["round"] if greedy else -1
-    return greedy + [reading for reading in readings if reading["search"] and reading["round"] > last][-1:]
+    greedy = [reading for reading in readings if not reading.search][-1:]
+    last = greedy[0].round if greedy else -1
+    return greedy + [reading for reading in readings if reading.search and reading.round > last][-1:]
 
 
-def counted_events(store: Store) -> list[dict[str, Any]]:
+def counted_events(store: Store) -> list[EventGroup]:
     """The run's events; checks that failed are one of them a kind, with their count."""
-    counts, events = failure_counts(store), [asdict(event) for event in store.events()]
-    for event in events:
-        if event["stage"] == "check" and event["message"] in counts:
-            event["count"], problems = counts[event["message"]]
-            event["message"] += f" (and {problems - 1} more)" if problems > 1 else ""
-    return events
+    counts, groups = failure_counts(store), []
+    for event in store.events():
+        message, count = event.message, 1
+        if event.stage == "check" and message in counts:
+            count, problems = counts[message]
+            message += f" (and {problems - 1} more)" if problems > 1 else ""
+        groups.append(EventGroup(event.stage, event.level, message, count))
+    return groups
 
 
-def value_fit(store: Store, round: int) -> dict[str, Any] | None:
-    """What the fit of a round's value head found on problems held back; None where there was none."""
+def value_fit(store: Store, round: int) -> ValueFit | None:
+    """What the fit of a round's value head found on problems held back; None where there was none.
+
+    Raises StoreError where it is not sound.
+    """
     stage = store.stage(Stage(round, "train") if round else FIRST)
-    return None if stage is None else stage.info.get("fit")
+    found = None if stage is None else stage.info.get("fit")
+    with store.sound(f"the fit of round {round}'s values"):
+        return None if found is None else from_plain(found, ValueFit)
 
 
 def _progress(store: Store, stage: str) -> str:
@@ -150,17 +163,18 @@ def _progress(store: Store, stage: str) -> str:
     return f" ({len(steps)} steps)" if steps else ""
 
 
-def _inference(summary: Mapping[str, Any], costs: Mapping[str, Cost], problems: int) -> dict[str, Any]:
+def _inference(store: Store, found: RoundResult) -> RoundInference | None:
     """FLOPs a problem of every method of a round."""
-    found = inference_of(costs, summary["round"], problems)
-    if found is None:
-        return {"inference": None}
-    entries = {name: entry for name, entry in summary["eval"].items() if entry is not None}
-    per_problem = {name: found.flops(entry["tokens_per_problem"]) for name, entry in entries.items()}
-    return {"inference": asdict(found) | {"flops_per_problem": per_problem}}
+    each = inference_of(store.costs(), found.round, store.count_problems("eval"))
+    if each is None:
+        return None
+    per_problem = {name: each.flops(entry.tokens_per_problem) for name, entry in found.evaluated.items()}
+    return RoundInference(
+        flops_per_token=each.flops_per_token, prompt_tokens=each.prompt_tokens, flops_per_problem=per_problem
+    )
 
 
-def self_evaluation(searches: Sequence[SearchFound], round: int) -> dict[str, Any] | None:
+def self_evaluation(searches: Sequence[SearchFound], round: int) -> SelfEvaluation | None:
     """How good C was in the search of a round; None where it was not asked."""
     return next((found.self_evaluation for found in searches if found.stage == Stage(round, "search")), None)
 

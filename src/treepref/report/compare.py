@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import plotly.graph_objects as go
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from treepref.report import numbers, plots
+from treepref.report.grid import Cell, Grid, escaped, for_markdown, for_terminal
 from treepref.report.html import Plot, render_page, write_page
+from treepref.runs.results import ComparedEntry, Comparison, Entry, Point, SeedDifference, Trade
 
 SHOWN_K = 8
 """The k of votes and best-of-n in tables, where it was evaluated; else the largest."""
@@ -22,33 +20,12 @@ NARROW = 128
 """Columns of a terminal below which best-of-n and weighted votes are left to the page."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """A number, and beneath it what belongs to it."""
-
-    text: str = numbers.NONE
-    below: Sequence[str] = ()
-    tone: str = ""
-    """`good` or `bad` where an interval excludes zero."""
-
-
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """A table before it is drawn anywhere. The first `names` columns are words."""
-
-    title: str
-    heads: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-    note: str = ""
-    names: int = 1
-
-
-def write_comparison(document: Mapping[str, Any], path: Path) -> Path:
+def write_comparison(document: Comparison, path: Path) -> Path:
     """Write compare.html; it appears whole or not at all. Raises StoreError where it cannot be written."""
     return write_page(render_comparison(document), path)
 
 
-def render_comparison(document: Mapping[str, Any]) -> str:
+def render_comparison(document: Comparison) -> str:
     """The page as text."""
     drawn = (
         ("training", "Accuracy against training tokens", accuracy_against_training(document)),
@@ -66,31 +43,32 @@ def render_comparison(document: Mapping[str, Any]) -> str:
         table=accuracy_grid(document),
         whole=accuracy_grid(document, every_method=True),
         trades=list(trade_grids(document)),
+        runs=run_grid(document),
     )
 
 
-def print_comparison(document: Mapping[str, Any], console: Console) -> None:
+def print_comparison(document: Comparison, console: Console) -> None:
     """The tables and notes; a narrow terminal gets fewer methods."""
     narrow = console.width < NARROW
     for grid in grids(document, without=("bon", "wvote") if narrow else ()):
-        console.print(_rich(grid))
+        console.print(for_terminal(grid))
         if grid.note:
             console.print(Text(grid.note, style="dim"))
-    for note in document["notes"]:
+    for note in document.notes:
         console.print(Text(f"note: {note}", style="yellow"), soft_wrap=True)
 
 
-def comparison_markdown(document: Mapping[str, Any]) -> str:
+def comparison_markdown(document: Comparison) -> str:
     """The tables and notes, to be pasted into a page."""
     blocks = []
     for grid in grids(document):
-        lines = [f"**{_escaped(grid.title)}**", "", *_markdown(grid)]
-        blocks.append("\n".join([*lines, "", _escaped(grid.note)] if grid.note else lines))
-    notes = [f"- {_escaped(note)}" for note in document["notes"]]
+        lines = [f"**{escaped(grid.title)}**", "", *for_markdown(grid)]
+        blocks.append("\n".join([*lines, "", escaped(grid.note)] if grid.note else lines))
+    notes = [f"- {escaped(note)}" for note in document.notes]
     return "\n\n".join([*blocks, *(["\n".join(notes)] if notes else [])])
 
 
-def grids(document: Mapping[str, Any], without: Sequence[str] = ()) -> Iterator[Grid]:
+def grids(document: Comparison, without: Sequence[str] = ()) -> Iterator[Grid]:
     yield accuracy_grid(document, without=without)
     yield from trade_grids(document)
 
@@ -98,25 +76,25 @@ def grids(document: Mapping[str, Any], without: Sequence[str] = ()) -> Iterator[
 # ---------------- tables
 
 
-def accuracy_grid(document: Mapping[str, Any], *, every_method: bool = False, without: Sequence[str] = ()) -> Grid:
+def accuracy_grid(document: Comparison, *, every_method: bool = False, without: Sequence[str] = ()) -> Grid:
     """Runs and their rounds × methods, with what training took and the change from the start and the baseline."""
-    entries = document["entries"]
+    entries = document.entries
     methods = shown_methods(entries, every_method=every_method)
     methods = [method for method in methods if numbers.family(method) not in without]
     others = len(entries) > 1
     rows = []
     for entry in entries:
-        for round in entry["rounds"]:
-            points = {point["method"]: point for point in round["points"]}
+        for round in entry.rounds:
+            points = {point.method: point for point in round.points}
             row = [
-                Cell(entry["name"], [f"{len(entry['runs'])} seeds"] if len(entry["runs"]) > 1 else []),
-                Cell(str(round["round"])),
-                Cell(numbers.count(round["training"]["all"]["tokens"])),
+                Cell(entry.name, [f"{len(entry.runs)} seeds"] if len(entry.runs) > 1 else []),
+                Cell(str(round.round)),
+                Cell(numbers.count(round.training["all"].tokens)),
                 *(_accuracy(points.get(method)) for method in methods),
-                _change(round["vs_start"]),
+                _change(round.vs_start),
             ]
             if others:
-                row.append(_change(round["vs_baseline"]))
+                row.append(_change(round.vs_baseline))
             rows.append(row)
     heads = ["run", "round", "training\ntokens", *methods, "Δ start"]
     note = (
@@ -125,55 +103,62 @@ def accuracy_grid(document: Mapping[str, Any], *, every_method: bool = False, wi
     )
     if others:
         heads.append("Δ baseline")
-        note += f" and the last round of {document['baseline']}"
-    shown = [point for entry in entries for round in entry["rounds"] for point in round["points"]]
+        note += f" and the last round of {document.baseline}"
+    shown = [point for entry in entries for round in entry.rounds for point in round.points]
     explained = f" {numbers.READING_NOTE}" if any(map(numbers.reading_notes, shown)) else ""
-    return Grid("Accuracy in % on held-out problems", heads, rows, f"{note}.{explained}")
+    return Grid(heads, rows, "Accuracy in % on held-out problems", f"{note}.{explained}")
 
 
-def trade_grids(document: Mapping[str, Any]) -> Iterator[Grid]:
+def trade_grids(document: Comparison) -> Iterator[Grid]:
     """For each trained run: its greedy answer against what the start policy makes of more samples."""
-    for entry in document["entries"]:
-        trade = entry["training_against_samples"]
-        if trade is None:
-            continue
-        trained, spent = trade["greedy"], trade["training"]
-        rows = []
-        for row in trade["start"]:
-            gap = row["trained_minus_this"]
-            found = row["break_even_problems"]
-            rows.append(
-                [
-                    Cell(row["method"]),
-                    Cell(numbers.percent(row["accuracy"]), [numbers.percent_interval(row["interval"])]),
-                    Cell(numbers.count(row["tokens_per_problem"])),
-                    Cell(numbers.flops(row["flops_per_problem"])),
-                    _difference(gap),
-                    Cell(_payback(found, less=row["accuracy"] > trained["accuracy"])),
-                ]
-            )
-        if trade["reached_by"]:
-            reach = f"The start policy is as accurate by {trade['reached_by']}."
-        elif len(trade["start"]) > 1:
-            reach = "No number of samples that was evaluated makes the start policy as accurate."
-        else:
-            reach = "The start policy's samples were not evaluated (eval.samples_between)."
-        yield Grid(
-            f"{entry['name']}: training against samples of the start policy",
-            [
-                "start policy",
-                "accuracy, %",
-                "tokens a problem",
-                "FLOPs a problem",
-                "trained − this",
-                "training is cheaper after",
-            ],
-            rows,
-            f"Trained, round {trade['round']}, greedy: {numbers.percent(trained['accuracy'])} % at "
-            f"{numbers.count(trained['tokens_per_problem'])} tokens and "
-            f"{numbers.flops(trained['flops_per_problem'])} FLOPs a problem, after search and training of "
-            f"{numbers.count(spent['tokens'])} tokens and {numbers.flops(spent['flops'])} FLOPs. {reach}",
-        )
+    for entry in document.entries:
+        if entry.training_against_samples is not None:
+            yield _trade_grid(entry.name, entry.training_against_samples)
+
+
+def _trade_grid(name: str, trade: Trade) -> Grid:
+    trained, spent = trade.greedy, trade.training
+    rows = [
+        [
+            Cell(row.method),
+            Cell(numbers.percent(row.accuracy), [numbers.percent_interval(row.interval)]),
+            Cell(numbers.count(row.tokens_per_problem)),
+            Cell(numbers.flops(row.flops_per_problem)),
+            _difference(row.trained_minus_this),
+            Cell(_payback(row.break_even_problems, less=row.accuracy > trained.accuracy)),
+        ]
+        for row in trade.start
+    ]
+    if trade.reached_by:
+        reach = f"The start policy is as accurate by {trade.reached_by}."
+    elif len(trade.start) > 1:
+        reach = "No number of samples that was evaluated makes the start policy as accurate."
+    else:
+        reach = "The start policy's samples were not evaluated (eval.samples_between)."
+    heads = ["start policy", "accuracy, %", "tokens a problem", "FLOPs a problem", "trained − this"]
+    return Grid(
+        [*heads, "training is cheaper after"],
+        rows,
+        f"{name}: training against samples of the start policy",
+        f"Trained, round {trade.round}, greedy: {numbers.percent(trained.accuracy)} % at "
+        f"{numbers.count(trained.tokens_per_problem)} tokens and "
+        f"{numbers.flops(trained.flops_per_problem)} FLOPs a problem, after search and training of "
+        f"{numbers.count(spent.tokens)} tokens and {numbers.flops(spent.flops)} FLOPs. {reach}",
+    )
+
+
+def run_grid(document: Comparison) -> Grid:
+    """Which folders stand behind each name."""
+    rows = [
+        [
+            Cell(entry.name),
+            Cell(entry.recipe),
+            Cell(entry.method),
+            Cell(", ".join(f"{run.folder} ({run.seed})" for run in entry.runs)),
+        ]
+        for entry in document.entries
+    ]
+    return Grid(["name", "recipe", "method", "runs, with their seeds"], rows, words=range(4))
 
 
 def _payback(problems: float | None, *, less: bool) -> str:
@@ -182,9 +167,9 @@ def _payback(problems: float | None, *, less: bool) -> str:
     return "less accurate" if less else "never"
 
 
-def shown_methods(entries: Sequence[Mapping[str, Any]], *, every_method: bool) -> list[str]:
+def shown_methods(entries: Sequence[ComparedEntry], *, every_method: bool) -> list[str]:
     """Methods that any round has, in the house's order; of `sc@k` and its like one k, unless all are asked for."""
-    found = dict.fromkeys(p["method"] for e in entries for r in e["rounds"] for p in r["points"])
+    found = dict.fromkeys(p.method for e in entries for r in e.rounds for p in r.points)
     out = []
     for kind in numbers.METHOD_NAMES:
         own = [method for method in found if numbers.family(method) == kind]
@@ -201,149 +186,110 @@ def _k(method: str) -> int:
     return int(method.partition("@")[2])
 
 
-def _accuracy(point: Mapping[str, Any] | None) -> Cell:
+def _accuracy(point: Point | None) -> Cell:
     if point is None:
         return Cell()
-    below = [numbers.percent_interval(point["interval"])]
-    if point["seed_interval"]:
-        below.append(f"t {numbers.percent_interval(point['seed_interval'])}")
-    below.append(f"{numbers.count(point['tokens_per_problem'])} tok")
-    return Cell(numbers.percent(point["accuracy"]), [*below, *numbers.reading_notes(point)])
+    below = [numbers.percent_interval(point.interval)]
+    if point.seed_interval:
+        below.append(f"t {numbers.percent_interval(point.seed_interval)}")
+    below.append(f"{numbers.count(point.tokens_per_problem)} tok")
+    return Cell(numbers.percent(point.accuracy), [*below, *numbers.reading_notes(point)])
 
 
-def _change(differences: Mapping[str, Any] | None) -> Cell:
+def _change(differences: Mapping[str, SeedDifference] | None) -> Cell:
     return _difference((differences or {}).get("greedy"))
 
 
-def _difference(found: Mapping[str, Any] | None) -> Cell:
+def _difference(found: SeedDifference | None) -> Cell:
     if found is None:
         return Cell()
-    below = [numbers.points_interval(found)]
-    if found["seed_interval"]:
-        below.append(f"t {numbers.points_interval(found | {'interval': found['seed_interval']})}")
-    tone = ("good" if found["difference"] > 0 else "bad") if numbers.is_clear(found) else ""
-    return Cell(numbers.points(found), below, tone)
-
-
-def _rich(grid: Grid) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, title_justify="left", title_style="bold")
-    table.title = Text(grid.title)  # a run's name is no markup
-    for position, head in enumerate(grid.heads):
-        words = position < grid.names
-        longest = max((len(row[position].text) for row in grid.rows), default=0)
-        table.add_column(
-            Text(head),
-            justify="left" if words else "right",
-            no_wrap=not words,
-            overflow="fold",
-            min_width=min(longest, 20) if words else None,
-        )
-    styles = {"good": "green", "bad": "red", "": ""}
-    for row in grid.rows:
-        cells = []
-        for cell in row:
-            text = Text(cell.text, style=styles[cell.tone])
-            for line in cell.below:
-                text.append(f"\n{line}", style="not bold dim")
-            cells.append(text)
-        table.add_row(*cells)
-    return table
-
-
-def _markdown(grid: Grid) -> list[str]:
-    rule = ["---" if i < grid.names else "---:" for i in range(len(grid.heads))]
-    rows = [["<br>".join(map(_escaped, (cell.text, *cell.below))) for cell in row] for row in grid.rows]
-    return ["| " + " | ".join(row) + " |" for row in ([_escaped(head) for head in grid.heads], rule, *rows)]
-
-
-def _escaped(text: str) -> str:
-    """Folder names may hold what markdown reads as its own."""
-    for mark in "\\|*_<`":
-        text = text.replace(mark, f"\\{mark}")
-    return " ".join(text.split())
+    below = [numbers.points_interval(found.interval)]
+    if found.seed_interval:
+        below.append(f"t {numbers.points_interval(found.seed_interval)}")
+    return Cell(numbers.points(found), below, numbers.tone(found))
 
 
 # ---------------- plots
 
 
-def accuracy_against_training(document: Mapping[str, Any]) -> go.Figure | None:
+def accuracy_against_training(document: Comparison) -> go.Figure | None:
     """Each run's rounds at what search and training had run through the model by then; greedy, others on request."""
     figure = plots.blank("tokens of search and training", "accuracy, %")
     for entry, colour in coloured(document):
         for method in shown_methods([entry], every_method=False):
             found = [
-                (round["training"]["all"]["tokens"], point)
-                for round in entry["rounds"]
-                for point in round["points"]
-                if point["method"] == method
+                (round.training["all"].tokens, points[method])
+                for round in entry.rounds
+                if method in (points := {point.method: point for point in round.points})
             ]
-            trace = _trace(found, f"{entry['name']}, {method}", colour, method)
+            trace = _trace(found, f"{entry.name}, {method}", colour, method)
             trace.visible = True if method == "greedy" else "legendonly"
             figure.add_trace(trace)
     return figure if figure.data else None
 
 
-def accuracy_against_inference(document: Mapping[str, Any]) -> go.Figure | None:
+def accuracy_against_inference(document: Comparison) -> go.Figure | None:
     """What a budget of tokens a problem buys: samples of the start policy, and every method of the last round."""
     figure = plots.blank("tokens a problem (log scale)", "accuracy, %")
-    drawn: list[Any] = []
+    drawn: list[object] = []
     for entry, colour in coloured(document):
-        rounds = entry["rounds"]
+        rounds = entry.rounds
         for round in [rounds[0], rounds[-1]] if len(rounds) > 1 else rounds:
-            trained = round["round"] > 0
+            trained = round.round > 0
             for kind in ("greedy", "sc", "bon", "wvote", "sbs", "mcts"):
-                points = [p for p in round["points"] if numbers.family(p["method"]) == kind]
-                points.sort(key=lambda p: p["tokens_per_problem"])
+                points = [p for p in round.points if numbers.family(p.method) == kind]
+                points.sort(key=lambda p: p.tokens_per_problem)
                 # Forks share their start: one curve stands for all.
-                same = [[p["method"], p["accuracy"], p["tokens_per_problem"]] for p in points]
+                same = [[p.method, p.accuracy, p.tokens_per_problem] for p in points]
                 if not points or (not trained and same in drawn):
                     continue
                 drawn.append(same)
-                label = f"{entry['name']}{'' if trained else ', start'}: {numbers.METHOD_NAMES[kind].lower()}"
-                trace = _trace([(p["tokens_per_problem"], p) for p in points], label, colour, kind)
-                trace.text = [p["method"] for p in points]
-                trace.hovertemplate += "<br>%{text}"
-                trace.line.dash = "solid" if trained else "dot"
-                trace.visible = True if kind in ("greedy", "sc") else "legendonly"
+                label = f"{entry.name}{'' if trained else ', start'}: {numbers.METHOD_NAMES[kind].lower()}"
+                trace = _trace(
+                    [(p.tokens_per_problem, p) for p in points], label, colour, kind, [p.method for p in points]
+                )
+                trace.update(visible=True if kind in ("greedy", "sc") else "legendonly")
                 if not trained:
-                    trace.marker.symbol = f"{trace.marker.symbol}-open"
+                    trace.update(line_dash="dot", marker_symbol=f"{_SYMBOLS[kind]}-open")
                 figure.add_trace(trace)
     plots.log_ticks(figure, 7)
     return figure if figure.data else None
 
 
-def total_flops(document: Mapping[str, Any]) -> go.Figure | None:
+def total_flops(document: Comparison) -> go.Figure | None:
     """Training and inference together, over the number of problems that are answered: lines cross where training has
     paid back."""
-    trades = [(e, c, t) for e, c in coloured(document) if (t := e["training_against_samples"]) is not None]
-    trades = [(e, c, t) for e, c, t in trades if t["greedy"]["flops_per_problem"] and t["training"]["flops"]]
+    trades = [
+        (e, c, t, each)
+        for e, c in coloured(document)
+        if (t := e.training_against_samples) is not None and (each := t.greedy.flops_per_problem) and t.training.flops
+    ]
     if not trades:
         return None
-    ends = [r["break_even_problems"] or 0 for _, _, t in trades for r in t["start"]]
+    ends = [r.break_even_problems or 0 for _, _, t, _ in trades for r in t.start]
     most = max(100.0, 30 * max(ends, default=0))
     steps = 60
     xs = [most ** (i / steps) for i in range(steps + 1)]
     figure = plots.blank("problems answered (log scale)", "FLOPs in all (log scale)")
-    drawn: list[Any] = []
-    for entry, colour, trade in trades:
-        for row in trade["start"]:
-            each = row["flops_per_problem"]
-            same = [row["method"], row["accuracy"], each]
+    drawn: list[object] = []
+    for entry, colour, trade, trained in trades:
+        for row in trade.start:
+            each = row.flops_per_problem
+            same = [row.method, row.accuracy, each]
             if each is None or same in drawn:
                 continue
             drawn.append(same)
-            label = f"{entry['name']}, start: {row['method']} ({numbers.percent(row['accuracy'])} %)"
+            label = f"{entry.name}, start: {row.method} ({numbers.percent(row.accuracy)} %)"
             figure.add_trace(_line(xs, [each * n for n in xs], label, plots.NEUTRAL, "dot"))
-        answer, spent = trade["greedy"], trade["training"]["flops"]
-        each = answer["flops_per_problem"]
-        label = f"{entry['name']}: trained, greedy ({numbers.percent(answer['accuracy'])} %)"
-        figure.add_trace(_line(xs, [spent + each * n for n in xs], label, colour, "solid"))
-        crossings = [(n, row["method"]) for row in trade["start"] if (n := row["break_even_problems"])]
+        answer, spent = trade.greedy, trade.training.flops
+        label = f"{entry.name}: trained, greedy ({numbers.percent(answer.accuracy)} %)"
+        figure.add_trace(_line(xs, [spent + trained * n for n in xs], label, colour, "solid"))
+        crossings = [(n, row.method) for row in trade.start if (n := row.break_even_problems)]
         if crossings:
             figure.add_trace(
                 go.Scatter(
                     x=[n for n, _ in crossings],
-                    y=[spent + each * n for n, _ in crossings],
+                    y=[spent + trained * n for n, _ in crossings],
                     text=[f"pays back against {method} after {numbers.count(n)} problems" for n, method in crossings],
                     mode="markers",
                     marker={"color": colour, "size": 9, "symbol": "circle-open", "line": {"width": 2}},
@@ -356,23 +302,23 @@ def total_flops(document: Mapping[str, Any]) -> go.Figure | None:
     return figure
 
 
-def coloured(document: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], str]]:
+def coloured(document: Comparison) -> Iterator[tuple[ComparedEntry, str]]:
     """Entries with a colour of their own each."""
     palette = list(numbers.METHOD_COLOURS.values())
     palette.remove(plots.NEUTRAL)
-    for position, entry in enumerate(document["entries"]):
+    for position, entry in enumerate(document.entries):
         yield entry, palette[position % len(palette)]
 
 
 _SYMBOLS = {"greedy": "diamond", "sc": "circle", "bon": "square", "wvote": "cross", "sbs": "triangle-up", "mcts": "x"}
 
 
-def _trace(found: Iterable[tuple[float, Mapping[str, Any]]], name: str, colour: str, method: str) -> go.Scatter:
+def _trace(
+    found: Iterable[tuple[float, Entry]], name: str, colour: str, method: str, labels: Sequence[str] = ()
+) -> go.Scatter:
     points = list(found)
-    trace = plots.with_intervals([x for x, _ in points], [point for _, point in points], name, colour)
-    trace.marker.symbol = _SYMBOLS[numbers.family(method)]
-    trace.marker.size = 10 if method == "greedy" else 7
-    return trace
+    trace = plots.with_intervals([x for x, _ in points], [point for _, point in points], name, colour, labels)
+    return trace.update(marker_symbol=_SYMBOLS[numbers.family(method)], marker_size=10 if method == "greedy" else 7)
 
 
 def _line(xs: Sequence[float], ys: Sequence[float], name: str, colour: str, dash: str) -> go.Scatter:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from treepref.runs.results import Outcomes, Results, SearchOutcomes
+
 
 @dataclass(slots=True)
 class ReportData:
@@ -14,8 +16,7 @@ class ReportData:
 
     recipe: Mapping[str, Any]
     """The recipe as run."""
-    results: Mapping[str, Any]
-    """results.json, as made by `evaluation.results_document`."""
+    results: Results
     steps: Sequence[Mapping[str, Any]] = field(default_factory=list)
     """Optimizer steps in order: `round`, `step`, and the names in `plots.PANELS`. Others are ignored."""
     pair_stats: Sequence[Mapping[str, Any]] = field(default_factory=list)
@@ -25,17 +26,30 @@ class ReportData:
     `pairs` (`winner`, `loser`: a node's id or a list of ids from the parting downwards; `q_winner`, `q_loser`).
     Optional: `answer` (the right one), `problem_id`, `round`, `q_range`; of a node `finish`, `confidence` (C), and
     `pieces`, its text as (text, forced by a tool) where a tool was used."""
-    events: Sequence[Mapping[str, Any]] = field(default_factory=list)
-    """What was skipped or failed: `stage`, `level`, `message`, perhaps `count` (1 without it). Level `info` is a remark
-    and is shown apart; `error` is what stopped the run and stands in `stopped`."""
+    events: Sequence[EventGroup] = field(default_factory=list)
+    """What was skipped or failed. Level `info` is a remark and is shown apart; `error` is what stopped the run and
+    stands in `stopped`."""
     unfinished: Sequence[str] = field(default_factory=list)
     """Stages that were begun and are not done, with how far they came: such a run is never said to be free of
     failures."""
     stopped: str | None = None
     """What ended the run's last life: an error with its advice, a limit, Ctrl-C."""
-    readings: Sequence[Mapping[str, Any]] = field(default_factory=list)
-    """What was read of solutions: `title`, `search` (of trees, with their counts `trees`, `solved`, `mixed` and
-    `unsolved`), and the keys of `reading.Reading.as_dict`."""
+    readings: Sequence[TitledOutcomes] = field(default_factory=list)
+    """What was read of solutions, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class TitledOutcomes:
+    """What became of the solutions of one decoder or search."""
+
+    round: int
+    title: str
+    found: Outcomes
+
+    @property
+    def search(self) -> SearchOutcomes | None:
+        """The counts of trees, where it was a search."""
+        return self.found if isinstance(self.found, SearchOutcomes) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +59,12 @@ class EventGroup:
     stage: str
     level: str
     message: str
-    count: int
+    count: int = 1
 
 
-def group_events(events: Iterable[Mapping[str, Any]]) -> list[EventGroup]:
+def group_events(events: Iterable[EventGroup]) -> list[EventGroup]:
     """Equal events counted once, the most frequent first."""
     counts: Counter[tuple[str, str, str]] = Counter()
     for event in events:
-        key = (str(event.get("stage") or ""), str(event.get("level") or ""), str(event.get("message") or ""))
-        counts[key] += int(event.get("count") or 1)
+        counts[event.stage, event.level, event.message] += event.count
     return [EventGroup(*key, count) for key, count in counts.most_common()]

@@ -19,11 +19,12 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from treepref.errors import StoreError
-from treepref.report import numbers, plots
+from treepref.report import numbers, plots, tables
 from treepref.report.data import ReportData, group_events
 from treepref.report.reading import summary_line
 from treepref.report.tree_view import colour_of, tree_view
 from treepref.runs.landing import new_file
+from treepref.runs.results import Difference, Results, RoundResult
 
 MAX_TREES = 10
 
@@ -82,125 +83,94 @@ def render_page(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "percent": numbers.percent,
         "signed": lambda x: numbers.signed(x, 2),
         "decimal": numbers.decimal,
-        "count": numbers.count,
-        "flops": numbers.flops,
         "reading": summary_line,
         "colour": lambda q: colour_of(q) or "transparent",
     }
-    environment.globals["n"] = numbers
     return environment.get_template(template).render(plotly_js=Markup(get_plotlyjs()), **values)
 
 
 def render_report(data: ReportData) -> str:
     """The page as text."""
-    rounds = data.results["rounds"]
+    results, rounds = data.results, data.results.rounds
+    skipped = group_events(e for e in data.events if e.level not in ("info", "error"))
+    remarks = group_events(e for e in data.events if e.level == "info")
     return render_page(
         "report.html",
         recipe=data.recipe,
         recipe_yaml=yaml.safe_dump(_plain(data.recipe), sort_keys=False, allow_unicode=True),
-        results=data.results,
+        results=results,
         rounds=rounds,
-        cards=headline(data.results),
-        method_rows=method_rows(rounds),
-        noted=any(numbers.reading_notes(e) for entry in rounds for e in entry["eval"].values() if e),
-        equal_rows=equal_rows(rounds),
-        plots=result_plots(data.results),
-        judged=[entry for entry in rounds if entry.get("self_evaluation")],
-        tool_rows=tool_rows(rounds),
+        cards=headline(results),
+        plots=result_plots(results),
+        tables={
+            "accuracy": tables.accuracy_grid(rounds),
+            "equal": tables.equal_grid(rounds),
+            "searches": tables.search_grid(data.readings),
+            "distinct": tables.distinct_grid(rounds),
+            "value": tables.value_grid(rounds),
+            "judged": tables.judged_grid(rounds),
+            "tools": tables.tool_grid(rounds),
+            "pairs": tables.pair_grid(data.pair_stats),
+            "cost": tables.cost_grid(results.cost),
+            "kinds": tables.kind_grid(results.cost_by_kind),
+            "inference": tables.inference_grid(rounds),
+            "skipped": tables.event_grid(skipped),
+            "remarks": tables.event_grid(remarks, remarks=True),
+        },
+        readings=[(reading, tables.example_grid(reading.found.examples)) for reading in data.readings],
         panels=[
             Plot(f"panel-{i}", title, title + " over optimizer steps", figure)
             for i, (title, figure) in enumerate(plots.training_panels(data.steps))
         ],
-        pair_table=pair_table(data.pair_stats),
         trees=[tree_view(tree) for tree in data.trees[:MAX_TREES]],
-        cost_rows=cost_rows(data.results["cost"]),
-        kind_rows=kind_rows(data.results.get("cost_by_kind")),
-        inference_rows=inference_rows(rounds),
-        readings=data.readings,
-        searches=[reading for reading in data.readings if reading["search"]],
         stopped=data.stopped,
-        events=group_events(e for e in data.events if e.get("level") not in ("info", "error")),
-        remarks=group_events(e for e in data.events if e.get("level") == "info"),
         unfinished=data.unfinished,
     )
 
 
-def headline(results: Mapping[str, Any]) -> list[Card]:
+def headline(results: Results) -> list[Card]:
     """Where the run ended, what it gained, what guided decoding adds, and what it cost."""
+    cards = _headline_of(results.rounds) if results.rounds else []
+    cost = results.cost
+    tokens = f"{numbers.count(cost.generated_tokens)} tokens generated"
+    return [*cards, Card("Time", numbers.duration(cost.seconds), "", tokens)]
+
+
+def _headline_of(rounds: Sequence[RoundResult]) -> list[Card]:
     cards: list[Card] = []
-    rounds = results["rounds"]
-    if rounds:
-        last = rounds[-1]
-        greedy = last["eval"].get("greedy")
-        if greedy:
-            note = f"95 % interval {numbers.percent_interval(greedy['interval'])}; {greedy['n']} held-out problems"
-            cards.append(Card("Greedy accuracy, last round", numbers.percent(greedy["accuracy"]), "%", note))
-        change = last["paired"].get("greedy_vs_first") or last["paired"].get("greedy_vs_previous")
-        if change:
-            cards.append(_difference_card("Gain over the start", change, "greedy, same problems"))
-        method = numbers.sbs_method(rounds)
-        gain = last["paired"].get(f"{method}_vs_greedy")
-        if gain:
-            note = f"reaches {numbers.percent(last['eval'][method]['accuracy'])} %"
-            cards.append(_difference_card(f"Step beam {numbers.width_of(method)} over greedy", gain, note))
-        if last["value"]["auc"] is not None:
-            within = numbers.decimal(last["value"]["auc_within"])
-            cards.append(
-                Card("AUC of the value head", numbers.decimal(last["value"]["auc"]), "", f"within a problem {within}")
-            )
-    cost = results["cost"]
-    cards.append(
-        Card(
-            "Time",
-            numbers.duration(cost.get("seconds")),
-            "",
-            f"{numbers.count(cost.get('generated_tokens'))} tokens generated",
-        )
-    )
+    last = rounds[-1]
+    if greedy := last.eval.get("greedy"):
+        note = f"95 % interval {numbers.percent_interval(greedy.interval)}; {greedy.n} held-out problems"
+        cards.append(Card("Greedy accuracy, last round", numbers.percent(greedy.accuracy), "%", note))
+    if change := last.paired.get("greedy_vs_first") or last.paired.get("greedy_vs_previous"):
+        cards.append(_difference_card("Gain over the start", change, "greedy, same problems"))
+    method = numbers.sbs_method(rounds)
+    guided, gain = last.eval.get(method), last.paired.get(f"{method}_vs_greedy")
+    if guided and gain:
+        note = f"reaches {numbers.percent(guided.accuracy)} %"
+        cards.append(_difference_card(f"Step beam {numbers.width_of(method)} over greedy", gain, note))
+    if last.value.auc is not None:
+        within = f"within a problem {numbers.decimal(last.value.auc_within)}"
+        cards.append(Card("AUC of the value head", numbers.decimal(last.value.auc), "", within))
     return cards
 
 
-def method_rows(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rounds × methods for the table of accuracies: every method that any round evaluated."""
-    names: list[str] = []
-    for entry in rounds:
-        names += [name for name, found in entry["eval"].items() if found and name not in names]
-    return [
-        {
-            "name": numbers.title(name),
-            "colour": numbers.METHOD_COLOURS.get(numbers.family(name), plots.NEUTRAL),
-            "entries": [entry["eval"].get(name) for entry in rounds],
-        }
-        for name in names
-    ]
-
-
-def equal_rows(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Guided methods of the last round against self-consistency at equal tokens, where it was measured."""
-    if not rounds:
-        return []
-    curves = rounds[-1]["curves"]
-    found = [(f"sbs({p['b1']},{p['b2']})", p) for p in curves.get("sbs") or []]
-    if curves.get("mcts"):
-        found.append(("mcts", curves["mcts"]))
-    return [{"name": numbers.title(name), "point": p, "equal": p["equal_tokens"]} for name, p in found]
-
-
-def result_plots(results: Mapping[str, Any]) -> dict[str, Plot | None]:
+def result_plots(results: Results) -> dict[str, Plot | None]:
     """The figures of the results, by name; None where there is nothing to draw."""
-    last = results["rounds"][-1] if results["rounds"] else None
-    judged = [found for entry in results["rounds"] if (found := entry.get("self_evaluation"))]
+    last = results.rounds[-1] if results.rounds else None
+    judged = [found for entry in results.rounds if (found := entry.self_evaluation)]
     figures = {
         "rounds": ("Accuracy over rounds", plots.accuracy_over_rounds(results)),
         "tokens": ("Accuracy against tokens, last round", last and plots.accuracy_against_tokens(last)),
         "pass": ("pass@k", plots.pass_at_k(results)),
-        "calibration": ("Calibration of the value head", last and plots.calibration(last["value"])),
+        "calibration": ("Calibration of the value head", last and plots.calibration(last.value.calibration)),
         "confidence": (
             "Calibration of the policy's own judgement",
-            judged and plots.calibration(judged[-1], "C: how sure the policy says it is", "self-evaluation"),
+            plots.calibration(judged[-1].calibration, "C: how sure the policy says it is", "self-evaluation")
+            if judged
+            else None,
         ),
     }
     return {
@@ -209,81 +179,11 @@ def result_plots(results: Mapping[str, Any]) -> dict[str, Plot | None]:
     }
 
 
-def pair_table(stats: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Column heads and rows: a round a row, every count that any round gives."""
-    keys: list[str] = []
-    for row in stats:
-        keys += [key for key in row if key not in keys]
-    heads = [key.replace("_", " ") for key in keys]
-    return heads, [[_cell(row.get(key)) for key in keys] for row in stats]
-
-
-def cost_rows(cost: Mapping[str, float]) -> list[tuple[str, str, str]]:
-    """(what, how much, meaning)."""
-    kinds = (
-        ("generated_tokens", "Generated", "sampled by the policy, in search and evaluation"),
-        ("prefill_tokens", "Prefilled", "prompts and prefixes computed"),
-        ("cached_tokens", "Cached", "prefix tokens whose key-value cache was reused instead"),
-        ("scored_tokens", "Scored", "run through the model for a value or a log-probability alone"),
-        ("training_tokens", "Trained", "in optimizer steps, forward and backward"),
-    )
-    rows = [(label, numbers.count(cost.get(key)), meaning) for key, label, meaning in kinds]
-    rows.append(("FLOPs", numbers.flops(cost.get("flops")), "estimated from the parameter count"))
-    rows.append(("Time", numbers.duration(cost.get("seconds")), "wall clock"))
-    return rows
-
-
-def kind_rows(kinds: Mapping[str, Mapping[str, float]] | None) -> list[tuple[str, str, str, str]]:
-    """(what for, tokens, FLOPs, time) of search, training and evaluation apart."""
-    labels = {
-        "search": "Search: training data made",
-        "training": "Training",
-        "evaluation": "Evaluation: inference",
-    }
-    rows = []
-    for kind, cost in (kinds or {}).items():
-        tokens = sum(cost[f"{what}_tokens"] for what in ("generated", "prefill", "scored", "training"))
-        rows.append(
-            (
-                labels.get(kind, kind),
-                numbers.count(tokens),
-                numbers.flops(cost["flops"]),
-                numbers.duration(cost["seconds"]),
-            )
-        )
-    return rows
-
-
-def inference_rows(rounds: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
-    """FLOPs a problem: methods × rounds."""
-    found = [(entry.get("inference") or {}).get("flops_per_problem", {}) for entry in rounds]
-    names = dict.fromkeys(name for per_problem in found for name in per_problem)
-    return [(numbers.title(name), [numbers.flops(per_problem.get(name)) for per_problem in found]) for name in names]
-
-
-def tool_rows(rounds: Sequence[Mapping[str, Any]]) -> list[tuple[int, str, Mapping[str, Any]]]:
-    """(round, decoder, tool use) where decoding had a tool."""
-    return [
-        (entry["round"], name, found)
-        for entry in rounds
-        for name, found in (entry.get("tool_use") or {}).items()
-        if found
-    ]
-
-
-def _difference_card(label: str, found: Mapping[str, Any], note: str) -> Card:
-    tone = ("good" if found["difference"] > 0 else "bad") if numbers.is_clear(found) else ""
+def _difference_card(label: str, found: Difference, note: str) -> Card:
+    tone = numbers.tone(found)
     doubt = "" if tone else ", not clear of zero"
-    interval = f"95 % interval {numbers.points_interval(found)}{doubt}"
+    interval = f"95 % interval {numbers.points_interval(found.interval)}{doubt}"
     return Card(label, numbers.points(found), "points", f"{interval}; {note}", tone)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return numbers.NONE
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return str(value)
-    return numbers.count(value) if isinstance(value, int) or abs(value) >= 100 else numbers.decimal(value)
 
 
 def _plain(recipe: Mapping[str, Any]) -> Any:

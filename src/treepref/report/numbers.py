@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Protocol
+
+from treepref.runs.results import Entry, Interval, RoundResult
 
 NONE = "–"
 """Stands for what does not exist."""
@@ -67,36 +69,52 @@ READING_NOTE = (
     "which no answer was read; cut: share of all that did not come to their end."
 )
 """Explains `reading_notes`."""
-_SHARES = (("unread", "unreadable"), ("cut", "cut"))
 
 
-def strict_differs(entry: Mapping[str, Any]) -> bool:
+def strict_differs(entry: Entry) -> bool:
     """Whether the strict reader is known to find other answers right than the lenient one."""
-    strict = entry.get("strict_accuracy")
-    return strict is not None and abs(strict - entry["accuracy"]) > 1e-9
+    return entry.strict_accuracy is not None and abs(entry.strict_accuracy - entry.accuracy) > 1e-9
 
 
-def reading_notes(entry: Mapping[str, Any]) -> list[str]:
+def reading_notes(entry: Entry) -> list[str]:
     """What belongs beneath an accuracy: the strict one where it differs, and the shares unread and cut above zero."""
-    notes = [f"strict {percent(entry['strict_accuracy'])}"] if strict_differs(entry) else []
-    return notes + [f"{name} {percent(entry[key])}" for name, key in _SHARES if entry.get(key)]
+    notes = [f"strict {percent(entry.strict_accuracy)}"] if strict_differs(entry) else []
+    shares = (("unread", entry.unreadable), ("cut", entry.cut))
+    return notes + [f"{name} {percent(share)}" for name, share in shares if share]
 
 
-def points(difference: Mapping[str, Any] | None) -> str:
+class Gap(Protocol):
+    """A difference of shares with its interval."""
+
+    @property
+    def difference(self) -> float: ...
+
+    @property
+    def interval(self) -> Interval: ...
+
+
+def points(gap: Gap | None) -> str:
     """A difference of shares in percentage points."""
-    return NONE if difference is None else signed(100 * difference["difference"])
+    return NONE if gap is None else signed(100 * gap.difference)
 
 
-def points_interval(difference: Mapping[str, Any] | None) -> str:
-    if difference is None:
+def points_interval(interval: Interval | None) -> str:
+    if interval is None:
         return NONE
-    low, high = difference["interval"]
+    low, high = interval
     return f"[{signed(100 * low)}, {signed(100 * high)}]"
 
 
-def is_clear(difference: Mapping[str, Any] | None) -> bool:
+def is_clear(gap: Gap | None) -> bool:
     """The interval excludes zero."""
-    return difference is not None and (difference["interval"][0] > 0 or difference["interval"][1] < 0)
+    return gap is not None and (gap.interval[0] > 0 or gap.interval[1] < 0)
+
+
+def tone(gap: Gap | None) -> str:
+    """`good` or `bad` where the interval excludes zero."""
+    if gap is None or not is_clear(gap):
+        return ""
+    return "good" if gap.difference > 0 else "bad"
 
 
 def count(x: float | None) -> str:
@@ -133,9 +151,9 @@ def duration(seconds: float | None) -> str:
     return f"{hours} h {minutes} min"
 
 
-def sbs_method(rounds: Sequence[Mapping[str, Any]]) -> str:
+def sbs_method(rounds: Sequence[RoundResult]) -> str:
     """The width of step beam search to show where there is room for one: (2,4), else the last one evaluated."""
-    evaluated = [name for entry in rounds for name, found in entry["eval"].items() if found and family(name) == "sbs"]
+    evaluated = [name for entry in rounds for name in entry.evaluated if family(name) == "sbs"]
     return "sbs(2,4)" if not evaluated or "sbs(2,4)" in evaluated else evaluated[-1]
 
 

@@ -1,4 +1,4 @@
-"""Plotly figures from results.json and the training steps. Makes figures only: no file, no page, no theme.
+"""Plotly figures of results and of training steps. Makes figures only: no file, no page, no theme.
 
 Text and grid colours are left to the page, which knows whether it is light or dark.
 """
@@ -13,6 +13,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from treepref.report import numbers
+from treepref.runs.results import CalibrationBin, Entry, Results, RoundResult
 
 SECONDARY = "#d98a1f"
 PRIMARY = "#3b7ddd"
@@ -53,12 +54,12 @@ SMOOTHED_STEPS = 150
 _LINES = (PRIMARY, SECONDARY, "#12a37f", "#9b5de5", NEUTRAL)
 
 
-def accuracy_over_rounds(results: Mapping[str, Any]) -> go.Figure | None:
+def accuracy_over_rounds(results: Results) -> go.Figure | None:
     """Learning curves with 95 % intervals; None without a round."""
-    rounds = results["rounds"]
+    rounds = results.rounds
     figure = blank("round", "accuracy, %")
     for method in ("greedy", "sc@8", "bon@8", "wvote@8", numbers.sbs_method(rounds), "mcts"):
-        found = [(entry["round"], entry["eval"].get(method)) for entry in rounds]
+        found = [(entry.round, entry.eval.get(method)) for entry in rounds]
         points = [(number, e) for number, e in found if e]
         if points:
             figure.add_trace(
@@ -69,56 +70,53 @@ def accuracy_over_rounds(results: Mapping[str, Any]) -> go.Figure | None:
                     numbers.METHOD_COLOURS[numbers.family(method)],
                 )
             )
-    figure.update_xaxes(tickmode="array", tickvals=[entry["round"] for entry in rounds])
+    figure.update_xaxes(tickmode="array", tickvals=[entry.round for entry in rounds])
     return figure if figure.data else None
 
 
-def accuracy_against_tokens(entry: Mapping[str, Any]) -> go.Figure | None:
+def accuracy_against_tokens(entry: RoundResult) -> go.Figure | None:
     """One round: what each method makes of a budget of tokens; None without samples and beams."""
-    curves = entry["curves"]
+    curves = entry.curves
     figure = blank("tokens a problem (log scale)", "accuracy, %")
-    for method in ("sc", "bon", "wvote"):
-        if curves.get(method):
+    for method, points in (("sc", curves.sc), ("bon", curves.bon), ("wvote", curves.wvote)):
+        if points:
             trace = with_intervals(
-                [point["tokens_per_problem"] for point in curves[method]],
-                curves[method],
+                [point.tokens_per_problem for point in points],
+                points,
                 numbers.METHOD_NAMES[method],
                 numbers.METHOD_COLOURS[method],
+                labels=[f"k = {point.k}" for point in points],
             )
-            trace.text = [f"k = {point['k']}" for point in curves[method]]
-            trace.hovertemplate += "<br>%{text}"
             figure.add_trace(trace)
-    if curves.get("sbs"):
-        widths = [point["tokens_per_problem"] for point in curves["sbs"]]
-        trace = with_intervals(widths, curves["sbs"], numbers.METHOD_NAMES["sbs"], METHOD_VALUE)
-        trace.text = [f"({point['b1']},{point['b2']})" for point in curves["sbs"]]
-        trace.mode, trace.textposition = "lines+markers+text", "top center"
-        figure.add_trace(trace)
-    for method, point in (("mcts", curves.get("mcts")), ("greedy", entry["eval"].get("greedy"))):
+    if curves.sbs:
+        widths = [point.tokens_per_problem for point in curves.sbs]
+        trace = with_intervals(widths, curves.sbs, numbers.METHOD_NAMES["sbs"], METHOD_VALUE)
+        labels = [f"({point.b1},{point.b2})" for point in curves.sbs]
+        figure.add_trace(trace.update(text=labels, mode="lines+markers+text", textposition="top center"))
+    for method, point in (("mcts", curves.mcts), ("greedy", entry.eval.get("greedy"))):
         if point:
             trace = with_intervals(
-                [point["tokens_per_problem"]], [point], numbers.METHOD_NAMES[method], numbers.METHOD_COLOURS[method]
+                [point.tokens_per_problem], [point], numbers.METHOD_NAMES[method], numbers.METHOD_COLOURS[method]
             )
-            trace.mode, trace.marker.symbol, trace.marker.size = "markers", "diamond", 11
-            figure.add_trace(trace)
-    if len(figure.data) < 2:
+            figure.add_trace(trace.update(mode="markers", marker_symbol="diamond", marker_size=11))
+    if len(list(figure.select_traces())) < 2:
         return None
     log_ticks(figure, 7)
     return figure
 
 
-def pass_at_k(results: Mapping[str, Any]) -> go.Figure | None:
+def pass_at_k(results: Results) -> go.Figure | None:
     """pass@k over k, a line a round; None without samples."""
     figure = blank("samples k", "pass@k, %")
-    rounds = [entry for entry in results["rounds"] if entry["pass@k"]]
-    for position, entry in enumerate(rounds):
-        ks = sorted(int(k) for k in entry["pass@k"])
+    rounds = [(entry.round, entry.pass_at) for entry in results.rounds if entry.pass_at]
+    for position, (number, shares) in enumerate(rounds):
+        ks = sorted(map(int, shares))
         last = position == len(rounds) - 1
         figure.add_trace(
             go.Scatter(
                 x=ks,
-                y=[100 * entry["pass@k"][str(k)] for k in ks],
-                name=f"round {entry['round']}",
+                y=[100 * shares[str(k)] for k in ks],
+                name=f"round {number}",
                 mode="lines+markers",
                 line={
                     "color": PRIMARY if last else NEUTRAL,
@@ -133,28 +131,27 @@ def pass_at_k(results: Mapping[str, Any]) -> go.Figure | None:
 
 
 def calibration(
-    quality: Mapping[str, Any] | None,
+    bins: Sequence[CalibrationBin] | None,
     chance: str = "predicted chance of being right, (V + 1)/2",
     name: str = "value head",
 ) -> go.Figure | None:
     """Predicted chance against the share that was right; None while there are no predictions."""
-    bins = quality and quality.get("calibration")
     if not bins:
         return None
     figure = blank(chance, "share that was right")
     line = {"color": NEUTRAL, "width": 1.2, "dash": "dot"}
     figure.add_trace(go.Scatter(x=[0, 1], y=[0, 1], mode="lines", line=line, name="perfect", hoverinfo="skip"))
-    most = max(b["n"] for b in bins)
+    most = max(b.n for b in bins)
     figure.add_trace(
         go.Scatter(
-            x=[b["predicted"] for b in bins],
-            y=[b["observed"] for b in bins],
+            x=[b.predicted for b in bins],
+            y=[b.observed for b in bins],
             mode="lines+markers",
             name=name,
-            text=[f"{b['n']} solutions" for b in bins],
-            marker={"size": [7 + 12 * math.sqrt(b["n"] / most) for b in bins], "color": METHOD_VALUE, "opacity": 0.9},
+            text=[f"{b.n} solutions" for b in bins],
+            marker={"size": [7 + 12 * math.sqrt(b.n / most) for b in bins], "color": METHOD_VALUE, "opacity": 0.9},
             line={"color": METHOD_VALUE, "width": 2},
-            error_y=_bars([b["observed"] for b in bins], [b["interval"] for b in bins], METHOD_VALUE),
+            error_y=_bars([b.observed for b in bins], [b.interval for b in bins], METHOD_VALUE),
         )
     )
     figure.update_xaxes(range=[-0.03, 1.03])
@@ -248,10 +245,12 @@ def log_ticks(figure: go.Figure, decades: int) -> None:
     figure.update_xaxes(type="log", tickvals=ticks, ticktext=[numbers.count(t) for t in ticks])
 
 
-def with_intervals(x: Sequence[float], entries: Sequence[Mapping[str, Any]], name: str, colour: str) -> go.Scatter:
-    """A line through accuracies in percent, with their intervals."""
-    y = [100 * entry["accuracy"] for entry in entries]
-    intervals = [[100 * bound for bound in entry["interval"]] for entry in entries]
+def with_intervals(
+    x: Sequence[float], entries: Sequence[Entry], name: str, colour: str, labels: Sequence[str] = ()
+) -> go.Scatter:
+    """A line through accuracies in percent, with their intervals; `labels` are shown where one points."""
+    y = [100 * entry.accuracy for entry in entries]
+    intervals = [[100 * bound for bound in entry.interval] for entry in entries]
     return go.Scatter(
         x=list(x),
         y=y,
@@ -260,7 +259,8 @@ def with_intervals(x: Sequence[float], entries: Sequence[Mapping[str, Any]], nam
         line={"color": colour, "width": 2.4},
         marker={"color": colour, "size": 7},
         error_y=_bars(y, intervals, colour),
-        hovertemplate="%{y:.1f} at %{x:.4~g}",
+        text=list(labels) or None,
+        hovertemplate="%{y:.1f} at %{x:.4~g}" + ("<br>%{text}" if labels else ""),
     )
 
 

@@ -6,12 +6,11 @@ means.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TypedDict
 
-Outcome = Literal["right", "wrong", "unreadable", "cut"]
-"""`unreadable`: finished, and no answer can be read. `cut`: stopped at a limit before its end, or never came."""
+from treepref.runs.results import Example, Outcome, Outcomes
 
 EXAMPLES = 3
 KEPT_CHARS = 600
@@ -33,15 +32,15 @@ class Attempt:
     gold: str
     """The problem's own answer."""
 
-    def as_dict(self) -> dict[str, Any]:
-        """An entry of `examples` in results.json."""
-        return {
-            "problem_id": self.problem_id,
-            "outcome": self.outcome,
-            "text": None if self.text is None else shortened(self.text, KEPT_CHARS),
-            "read": self.read if self.read is None else shortened(self.read, KEPT_CHARS),
-            "answer": shortened(self.gold, KEPT_CHARS),
-        }
+    def example(self) -> Example:
+        """As it is kept and shown: long texts without their middle."""
+        return Example(
+            problem_id=self.problem_id,
+            outcome=self.outcome,
+            text=None if self.text is None else shortened(self.text, KEPT_CHARS),
+            read=self.read if self.read is None else shortened(self.read, KEPT_CHARS),
+            answer=shortened(self.gold, KEPT_CHARS),
+        )
 
 
 @dataclass(slots=True)
@@ -93,8 +92,11 @@ class Reading:
         again = [attempt for attempt in ranked if attempt not in chosen]
         return sorted([*chosen, *again][:EXAMPLES], key=lambda attempt: order[attempt.outcome])
 
-    def as_dict(self) -> dict[str, Any]:
-        """Counts, shares and examples as results.json has them; a share of nothing is None."""
+    def outcomes(self) -> Outcomes:
+        return Outcomes(**self.facts())
+
+    def facts(self) -> OutcomeFacts:
+        """Counts, shares and examples; a share of nothing is None."""
         return {
             "right": self.right,
             "wrong": self.wrong,
@@ -102,8 +104,20 @@ class Reading:
             "cut": self.cut,
             "unreadable_share": self.unreadable / self.finished if self.finished else None,
             "cut_share": self.cut / self.total if self.total else None,
-            "examples": [attempt.as_dict() for attempt in self.examples()],
+            "examples": [attempt.example() for attempt in self.examples()],
         }
+
+
+class OutcomeFacts(TypedDict):
+    """The fields of `Outcomes`."""
+
+    right: int
+    wrong: int
+    unreadable: int
+    cut: int
+    unreadable_share: float | None
+    cut_share: float | None
+    examples: list[Example]
 
 
 def shortened(text: str, limit: int) -> str:
@@ -114,24 +128,22 @@ def shortened(text: str, limit: int) -> str:
     return f"{text[:head]} … ({len(text) - head - tail:,} characters) … {text[-tail:]}"
 
 
-def summary_line(found: Mapping[str, Any]) -> str:
-    """`Reading.as_dict` in a sentence without its end."""
-    total = sum(found[kind] for kind in ("right", "wrong", "unreadable", "cut"))
-    finished = total - found["cut"]
-    line = f"{found['right']:,} of {total:,} solutions are right"
-    if found["unreadable"]:
-        line += f"; no answer can be read in {found['unreadable']:,} of the {finished:,} that finished"
-        line += f" ({100 * found['unreadable_share']:.1f} %)"
-    elif finished:
-        line += f"; all {finished:,} that finished have an answer that can be read"
-    if found["cut"]:
-        line += f"; {found['cut']:,} were cut at a length limit"
+def summary_line(found: Outcomes) -> str:
+    """What became of solutions, in a sentence without its end."""
+    line = f"{found.right:,} of {found.total:,} solutions are right"
+    if found.unreadable:
+        line += f"; no answer can be read in {found.unreadable:,} of the {found.finished:,} that finished"
+        line += f" ({100 * found.unreadable / found.finished:.1f} %)"
+    elif found.finished:
+        line += f"; all {found.finished:,} that finished have an answer that can be read"
+    if found.cut:
+        line += f"; {found.cut:,} were cut at a length limit"
     return line
 
 
-def example_line(example: Mapping[str, Any], chars: int = LINE_CHARS) -> str:
-    """An entry of `examples` as one line of a terminal, without control characters: models write what they like."""
-    text = "text not kept" if example["text"] is None else repr(shortened(example["text"], chars))
-    outcome, gold = example["outcome"], repr(shortened(example["answer"], 40))
-    read = f", read as {shortened(example['read'], 40)!r}" if example["read"] is not None else ""
-    return f"{outcome}, problem {example['problem_id']}: {text}{read} (right answer: {gold})"
+def example_line(example: Example, chars: int = LINE_CHARS) -> str:
+    """It as one line of a terminal, without control characters: models write what they like."""
+    text = "text not kept" if example.text is None else repr(shortened(example.text, chars))
+    read = f", read as {shortened(example.read, 40)!r}" if example.read is not None else ""
+    gold = repr(shortened(example.answer, 40))
+    return f"{example.outcome}, problem {example.problem_id}: {text}{read} (right answer: {gold})"
