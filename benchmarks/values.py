@@ -39,6 +39,7 @@ from treepref.loops.learn import warm_up
 from treepref.loops.session import Session
 from treepref.loops.values import FIRST, first_values, reads_of
 from treepref.recipes.reading import load_recipe
+from treepref.runs.results import plain
 from treepref.runs.stage import Stage, round_policy
 from treepref.training.value_data import ValueData, value_data
 from treepref.types import Tree
@@ -179,7 +180,7 @@ def measure(session: Session, out: Path, problems: int, fit: dict[str, Any]) -> 
         assert scores is not None
         methods[f"{name}@8"] = scores
     quality = value_quality(samples)
-    say("V on samples", json.dumps({k: quality[k] for k in ("auc", "auc_within", "calibration_error", "n")}))
+    say("V on samples", json.dumps({k: plain(quality)[k] for k in ("auc", "auc_within", "calibration_error", "n")}))
     curve = list(scores_over_k(samples, "sc").values())
     table = {name: _row(name, scores, methods, curve) for name, scores in methods.items()}
     probes = _probes(session, trees)
@@ -194,8 +195,8 @@ def measure(session: Session, out: Path, problems: int, fit: dict[str, Any]) -> 
             methods[label] = _single(rows)
             table[label] = _row(label, methods[label], methods, curve)
     document = {
-        "recipe": recipe.name, "seed": recipe.seed, "problems": problems, "fit": fit, "value": quality, "probe": probes,
-        "methods": table, "scores": {name: dict(s.score) for name, s in methods.items()},
+        "recipe": recipe.name, "seed": recipe.seed, "problems": problems, "fit": fit, "value": plain(quality),
+        "probe": probes, "methods": table, "scores": {name: dict(s.score) for name, s in methods.items()},
     }  # fmt: skip
     (out / "values.json").write_text(json.dumps(document), encoding="utf-8")
 
@@ -207,7 +208,8 @@ def _row(name: str, scores: Scores, methods: dict[str, Scores], curve: list[Scor
         found = statistics.paired_difference(methods[against].score, scores.score)
         entry[f"over {against}"] = None if found is None else [found.difference, *found.interval]
     if name.startswith("sbs"):
-        entry["over a vote at equal tokens"] = at_equal_tokens(scores, curve)
+        equal = at_equal_tokens(scores, curve)
+        entry["over a vote at equal tokens"] = None if equal is None else plain(equal)
     say(f"{name:24s} {json.dumps({k: _short(v) for k, v in entry.items()})}")
     return entry
 
