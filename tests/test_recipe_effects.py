@@ -61,6 +61,7 @@ CHANGED: dict[str, tuple[str, list[str]]] = {
     "task.params": ("{min_terms: 2, max_terms: 3, min_digits: 1, max_digits: 1}", []),
     "task.path": ("others.jsonl", ROWS),
     "task.eval_path": ("held.jsonl", ROWS),
+    "task.columns": ("{answer: other}", ROWS),
     "task.train_split": ("second", FOLDER),
     "task.eval_split": ("second", FOLDER),
     "task.granularity": ("[2]", []),
@@ -216,7 +217,8 @@ class Trace:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with rows, a checker and a model that knows chats."""
     folder = tmp_path_factory.mktemp("effects")
-    rows = [{"question": f"{a} + {b} = ?", "answer": str(a + b), "rationale": f"{a} + {b} = {a + b}\n#### {a + b}"}
+    rows = [{"question": f"{a} + {b} = ?", "answer": str(a + b), "other": "7",
+             "rationale": f"{a} + {b} = {a + b}\n#### {a + b}"}
             for a in range(2, 9) for b in range(2, 9)]  # fmt: skip
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     held = [row | {"question": f"How much is {row['question']}"} for row in rows]

@@ -13,7 +13,8 @@ import pytest
 from treepref.config import TaskConfig
 from treepref.errors import RecipeError
 from treepref.tasks import Checker, answers, latex, load_task, numbers, rules, statements, texts
-from treepref.tasks.files import Row, parse_math
+from treepref.tasks.files import parse_math
+from treepref.tasks.sources import Row
 from treepref.types import Problem
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))

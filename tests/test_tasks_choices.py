@@ -23,7 +23,8 @@ from treepref.tasks.choices import (
     parse_sciq,
     question_text,
 )
-from treepref.tasks.files import HUB_IDS, BadRow, Row, parse_svamp, read_items
+from treepref.tasks.files import HUB_IDS, BadRow, parse_svamp, read_items
+from treepref.tasks.sources import Row
 from treepref.types import Problem
 
 SUN = ["rock", "the sun", "a star", "vitamin A"]

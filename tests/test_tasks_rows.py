@@ -17,8 +17,9 @@ from treepref.config import SplitConfig, TaskConfig
 from treepref.errors import DataError
 from treepref.tasks import load_task
 from treepref.tasks.choices import PARSERS
-from treepref.tasks.files import BadRow, Row, parse_gsm8k, parse_math, parse_plain, parse_svamp, read_items
+from treepref.tasks.files import BadRow, parse_gsm8k, parse_math, parse_plain, parse_svamp, read_items
 from treepref.tasks.loading import load_splits
+from treepref.tasks.sources import Row
 
 _CHOICES = {"question": "Which?", "choices": {"text": ["wood", "iron"], "label": ["A", "B"]}, "answerKey": "B"}
 GOOD = {

@@ -59,10 +59,13 @@ class TaskConfig(Section):
     """reasoning_gym: the task's name. Unused by the other kinds."""
     params: dict[str, Any] = Field(default_factory=dict)
     """reasoning_gym: the task's own parameters."""
-    path: str | None = None
-    """Hub id, local folder with one file a split (train.jsonl, validation.jsonl …), or a JSON-lines file."""
-    eval_path: str | None = None
-    """jsonl: a file of its own for evaluation. Without it evaluation problems are split off `path`."""
+    path: str | list[str] | None = None
+    """Hub id, local folder with a file a split (train.jsonl, validation.csv …), a file, a pattern with `*`, or several
+    files: JSON lines, a JSON array, CSV or Parquet, each perhaps gzipped."""
+    eval_path: str | list[str] | None = None
+    """jsonl: files of their own for evaluation. Without them evaluation problems are split off `path`."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Kinds from files: our name of a column → the file's, e.g. {question: prompt, answer: label}."""
     train_split: str = "train"
     eval_split: str = "validation"
     granularity: list[Annotated[int, Field(le=1000)]] = Field(default_factory=lambda: [1])

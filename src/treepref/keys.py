@@ -33,7 +33,7 @@ SWITCHES = (
     Switch(("pairs.rule", "pairs.max_per_parent"), "pairs.level", ("solution",)),
     Switch(("pairs.max_per_parent",), "pairs.rule", ("trace",)),
     Switch(("warmup.lr", "warmup.batch_tokens", "warmup.warmup_ratio", "warmup.weight_decay"), "warmup.epochs", (0,)),
-    Switch(("task.path", "task.eval_path"), "task.kind", ("reasoning_gym",)),
+    Switch(("task.path", "task.eval_path", "task.columns"), "task.kind", ("reasoning_gym",)),
     Switch(
         ("self_training.dpo_samples", "self_training.pairs_per_problem", "self_training.gold_positive"),
         "self_training.dpo", (False,),

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from random import Random
 from typing import Any
 
 from treepref.tasks.choice_answers import ALPHABET, last_statement, read_choice, same_text, strict_choice
-from treepref.tasks.files import BadRow, Parse, Row, row_id, row_text
+from treepref.tasks.files import BadRow, Parse, further, row_id, row_text
 from treepref.tasks.rationales import solution_lines
 from treepref.tasks.rules import AnswerRule
+from treepref.tasks.sources import Row
 from treepref.types import Problem
 
 _LABELLED = re.compile(r"\s*\(?([A-Za-z])\s*[).:]\s*(.*)", re.DOTALL)
@@ -32,7 +34,9 @@ SELF_EVALUATION = (
 
 
 def parse_arc(row: Row, prefix: str) -> Problem:
-    """ARC and CommonsenseQA: `question`, `choices` = {`text`: […], `label`: […]}, `answerKey`."""
+    """ARC and CommonsenseQA: `question`, `choices` = {`text`: […], `label`: […]}, `answerKey`; also as their own files
+    have it: `question` = {`stem`, `choices`: [{`text`, `label`}, …]}."""
+    row = _as_on_the_hub(row)
     options, key = _listed(row)
     return _problem(row, prefix, row_text(row.data, "question"), options, key, [])
 
@@ -112,6 +116,18 @@ def _listed(row: Row) -> tuple[list[str], int]:
     return texts, _position(labels, texts, row.data.get("answerKey"), "answerKey")
 
 
+def _as_on_the_hub(row: Row) -> Row:
+    """A row of ARC's own files with the columns that the hub has."""
+    question = row.data.get("question") if isinstance(row.data, Mapping) else None
+    if not isinstance(question, Mapping):
+        return row
+    choices = question.get("choices")
+    if not isinstance(choices, list) or not all(isinstance(choice, Mapping) for choice in choices):
+        raise BadRow("'question' has no 'choices' that are a list of objects with 'text' and 'label'")
+    listed = {key: [choice.get(key) for choice in choices] for key in ("text", "label")}
+    return replace(row, data={**row.data, "question": question.get("stem"), "choices": listed})
+
+
 def _position(labels: Sequence[str], options: Sequence[str], right: Any, key: str) -> int:
     """Position of the right option. Labels may be any distinct ones ('1', 'F'): shown are letters from A on."""
     if len(labels) != len(options):
@@ -121,6 +137,13 @@ def _position(labels: Sequence[str], options: Sequence[str], right: Any, key: st
     if right not in labels:
         raise BadRow(f"{key!r} is {right!r}, none of its choices' labels ({' '.join(labels)})")
     return labels.index(right)
+
+
+CHOICE_COLUMNS = (
+    "id", "question", "question_stem", "choices", "answerKey", "fact1", "correct_answer", "distractor1", "distractor2",
+    "distractor3", "support", "options", "correct", "rationale",
+)  # fmt: skip
+"""What is read of the data sets' rows."""
 
 
 def _problem(row: Row, prefix: str, question: str, options: list[str], key: int, steps: list[str]) -> Problem:
@@ -135,7 +158,11 @@ def _problem(row: Row, prefix: str, question: str, options: list[str], key: int,
     letter = ALPHABET[key]
     lines = [*steps, f"Of the choices, {options[key].rstrip('.')} fits best."]
     return Problem(
-        row_id(row, prefix), question_text(question, options), letter, _ending(lines, letter), {"choices": options}
+        row_id(row, prefix),
+        question_text(question, options),
+        letter,
+        _ending(lines, letter),
+        further(row.data, *CHOICE_COLUMNS) | {"choices": options},
     )
 
 

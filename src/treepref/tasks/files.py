@@ -1,23 +1,20 @@
-"""Rows of JSON-lines files and hub datasets, and the problems they hold. Bad rows are set aside, each with its place.
+"""The problems that rows hold. Bad rows are set aside, each with its place.
 
-Knows the columns of GSM8K, MATH, SVAMP and users' own files. Knows no split and no seed.
+Knows the columns of GSM8K, MATH, SVAMP and users' own files; rows come from sources.py. Knows no split and no seed.
 """
 
 from __future__ import annotations
 
-import importlib
-import json
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from treepref.errors import DataError
 from treepref.tasks.latex import last_boxed
 from treepref.tasks.numbers import canonical_number, parse_number
 from treepref.tasks.rationales import drop_annotations
-from treepref.tasks.row_values import id_fault, number_text, parse_json, unusable
+from treepref.tasks.row_values import id_fault, number_text, unusable
+from treepref.tasks.sources import LONGEST_REASON, Row, read_rows
 from treepref.tasks.statements import MARK
 from treepref.types import Problem
 
@@ -39,19 +36,6 @@ HUB_SUBSETS = {
 }  # fmt: skip
 """The part of the hub's data set that a kind means, where it comes in parts."""
 
-_LONGEST_REASON = 300
-"""What is told of a bad row is cut there: it may quote the row."""
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    where: str
-    """'FILE:LINE', or 'ID[SPLIT]:ROW' for the hub."""
-    number: int
-    """Line in the file, from 1."""
-    data: Any
-
 
 @dataclass(frozen=True, slots=True)
 class Item:
@@ -72,17 +56,25 @@ class BadRow(Exception):
     """What is wrong with a row."""
 
 
-def read_items(path: str, split: str, parse: Parse, prefix: str, subset: str | None = None) -> Items:
-    """Every good row of a JSON-lines file, of a folder's `split`.jsonl or of a hub dataset's split.
+def read_items(
+    paths: str | Sequence[str],
+    split: str,
+    parse: Parse,
+    prefix: str,
+    subset: str | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> Items:
+    """Every good row of a source (`sources.read_rows`). `columns`: our name of a column → the source's.
 
-    Rows that cannot be used are named in `skipped`. Raises DataError where there is nothing to read, nothing usable,
-    or one id stands for two different rows.
+    What else a row holds is in its problem's `meta`. Rows that cannot be used are named in `skipped`. Raises DataError
+    where there is nothing to read, nothing usable, or one id stands for two different rows.
     """
-    source, rows, skipped = _rows(path, split, subset)
-    if not rows and not skipped:
-        raise DataError(f"{source}: is empty")
-    found = Items(source, skipped=skipped)
-    total = len(rows) + len(skipped)
+    read = read_rows(paths, split, subset)
+    if not read.rows and not read.skipped:
+        raise DataError(f"{read.source}: is empty")
+    found = Items(read.source, skipped=read.skipped)
+    total = len(read.rows) + len(read.skipped)
+    rows = _renamed(read.source, read.rows, columns or {})
     ids: dict[str, tuple[Row, Item]] = {}
     for row in rows:
         try:
@@ -90,7 +82,7 @@ def read_items(path: str, split: str, parse: Parse, prefix: str, subset: str | N
                 raise BadRow(reason)
             problem = parse(row, prefix)
         except BadRow as error:
-            found.skipped.append(f"{row.where}: {str(error)[:_LONGEST_REASON]}")
+            found.skipped.append(f"{row.where}: {str(error)[:LONGEST_REASON]}")
             continue
         item = Item(problem, row.where)
         if problem.id in ids:
@@ -103,8 +95,32 @@ def read_items(path: str, split: str, parse: Parse, prefix: str, subset: str | N
         found.items.append(item)
     if not found.items:
         listed = "\n  ".join(found.skipped[:5])
-        raise DataError(f"{source}: none of its {total} rows can be used; the first:\n  {listed}")
+        raise DataError(f"{read.source}: none of its {total} rows can be used; the first:\n  {listed}")
     return found
+
+
+def _renamed(source: str, rows: Sequence[Row], columns: Mapping[str, str]) -> list[Row]:
+    """The rows with the columns called as we call them. Raises DataError for a column that no row has."""
+    if not columns:
+        return list(rows)
+    there = dict.fromkeys(str(key) for row in rows if isinstance(row.data, Mapping) for key in row.data)
+    for ours, theirs in columns.items():
+        if rows and theirs not in there:
+            raise DataError(f"{source}: task.columns.{ours}: no row has a column {theirs!r} (there are {_few(there)})")
+    return [replace(row, data=_with_names(row.data, columns)) for row in rows]
+
+
+def _with_names(data: Any, columns: Mapping[str, str]) -> Any:
+    if not isinstance(data, Mapping):
+        return data
+    taken = set(columns.values()) | columns.keys()
+    kept = {key: value for key, value in data.items() if key not in taken}
+    return kept | {ours: data[theirs] for ours, theirs in columns.items() if theirs in data}
+
+
+def _few(names: Mapping[str, Any]) -> str:
+    shown = [repr(str(name)[:40]) for name in list(names)[:12]]
+    return ", ".join(shown) + (" …" if len(names) > 12 else "") or "none"
 
 
 # --- one row → a problem; the rationale ends in the answer where the data set's own does
@@ -121,55 +137,78 @@ def parse_gsm8k(row: Row, prefix: str, *, keep_annotations: bool = False) -> Pro
         raise BadRow(f"the final answer {last.strip()[:40]!r} is not a number")
     if not keep_annotations:
         steps = drop_annotations(steps)
-    return Problem(
-        row_id(row, prefix), question, canonical_number(value), f"{steps.strip()}\n{MARK} {last.strip()}".strip()
-    )
+    rationale = f"{steps.strip()}\n{MARK} {last.strip()}".strip()
+    meta = further(row.data, "question", "answer")
+    return Problem(row_id(row, prefix), question, canonical_number(value), rationale, meta)
 
 
 def parse_math(row: Row, prefix: str) -> Problem:
-    r"""`problem`, `solution`, perhaps `level` and `type`; the answer is the last '\boxed{…}'."""
-    question, solution = row_text(row.data, "problem"), row_text(row.data, "solution")
+    r"""`problem`, `solution`, whose last '\boxed{…}' is the answer; or `problem` and `answer`, as in AIME's rows."""
+    question = row_text(row.data, "problem")
+    if row.data.get("solution") is None and "answer" in row.data:
+        meta = further(row.data, "problem", "solution", "answer")
+        return Problem(row_id(row, prefix), question, _answer(row.data, "answer"), meta=meta)
+    solution = row_text(row.data, "solution")
     answer = last_boxed(solution)
     if answer is None:
         raise BadRow(r"'solution' has no \boxed{…} that holds an answer")
-    meta = {key: row.data[key] for key in ("level", "type") if isinstance(row.data.get(key), str)}
-    return Problem(row_id(row, prefix), question, answer, solution, meta)
+    return Problem(row_id(row, prefix), question, answer, solution, further(row.data, "problem", "solution"))
 
 
 def parse_svamp(row: Row, prefix: str) -> Problem:
-    """`Body`, `Question`, `Answer` (a number as text), `ID`; there are no rationales."""
+    """`Body`, `Question`, `Answer` (a number, perhaps as text), `ID`; there are no rationales."""
     question = f"{row_text(row.data, 'Body')} {row_text(row.data, 'Question')}"
-    written = row_text(row.data, "Answer")
+    written = _answer(row.data, "Answer")
     value = parse_number(written)
     if value is None:
         raise BadRow(f"'Answer' {written[:40]!r} is not a number")
     own = "ID" if isinstance(row.data.get("ID"), str) and row.data["ID"] else "id"
-    return Problem(row_id(row, prefix, own), question, canonical_number(value))
+    meta = further(row.data, "Body", "Question", "Answer", own)
+    return Problem(row_id(row, prefix, own), question, canonical_number(value), meta=meta)
 
 
-def parse_plain(row: Row, prefix: str) -> Problem:
-    """A user's own: `question`, `answer` (text or number), perhaps `rationale` and `id`.
+def parse_plain(row: Row, prefix: str, *, needs_answer: bool = True) -> Problem:
+    """A user's own: `question` (or `problem`), `answer` (text or number), perhaps `rationale` and `id`.
 
-    A number becomes the decimal that it is written as: 1e-05 is the answer '0.00001'.
+    A number becomes the decimal that it is written as: 1e-05 is the answer '0.00001'. Where a checker of the user's own
+    judges, there may be no answer: it is '' then.
     """
-    question = row_text(row.data, "question")
-    answer = row.data.get("answer")
-    if isinstance(answer, int | float) and not isinstance(answer, bool):
-        try:
-            answer = number_text(answer)
-        except ValueError as error:
-            raise BadRow(f"'answer' {error}") from None
-    elif "answer" in row.data:
-        answer = row_text(row.data, "answer")
-    else:
-        raise BadRow("has no 'answer'")
+    asked = "problem" if isinstance(row.data, Mapping) and "question" not in row.data and "problem" in row.data else ""
+    question = row_text(row.data, asked or "question")
+    given = row.data.get("answer")
+    blank = given is None or (isinstance(given, str) and not given.strip())
+    answer = "" if blank and not needs_answer else _answer(row.data, "answer")
     rationale = row.data.get("rationale")
     if rationale is not None and not isinstance(rationale, str):
         raise BadRow(f"'rationale' is {type(rationale).__name__}, not text")
-    return Problem(row_id(row, prefix), question, answer, rationale if rationale and rationale.strip() else None)
+    meta = further(row.data, asked or "question", "answer", "rationale")
+    return Problem(row_id(row, prefix), question, answer, rationale if rationale and rationale.strip() else None, meta)
+
+
+def _answer(data: Mapping[str, Any], key: str) -> str:
+    """A text, or a number as the decimal that it is written as."""
+    answer = data.get(key)
+    if isinstance(answer, bool) or not isinstance(answer, int | float):
+        return row_text(data, key)
+    try:
+        return number_text(answer)
+    except ValueError as error:
+        raise BadRow(f"{key!r} {error}") from None
 
 
 Parse = Callable[[Row, str], Problem]
+COLUMNS = {
+    "jsonl": ("id", "question", "answer", "rationale"),
+    "gsm8k": ("id", "question", "answer"),
+    "math": ("id", "problem", "solution", "answer"),
+    "svamp": ("ID", "Body", "Question", "Answer"),
+}
+"""What is read of the rows of each kind."""
+
+
+def further(data: Mapping[str, Any], *own: str) -> dict[str, Any]:
+    """The columns that a kind does not read itself: they stand in the problem's `meta`, where a checker sees them."""
+    return {key: value for key, value in data.items() if key not in own and key != "id"}
 
 
 def row_text(data: Any, key: str) -> str:
@@ -177,7 +216,7 @@ def row_text(data: Any, key: str) -> str:
     if not isinstance(data, Mapping):
         raise BadRow(f"is {type(data).__name__}, not an object with keys")
     if key not in data:
-        raise BadRow(f"has no {key!r}")
+        raise BadRow(f"has no {key!r}; its keys are {_few(data)}: task.columns says which of them it is")
     if not isinstance(data[key], str):
         raise BadRow(f"{key!r} is {type(data[key]).__name__}, not text")
     if not data[key].strip():
@@ -192,7 +231,7 @@ def row_id(row: Row, prefix: str, key: str = "id") -> str:
     """
     given = row.data.get(key)
     if given is None:
-        return f"{prefix}-{row.number:06d}"
+        return f"{prefix}-{row.file}-{row.number:06d}" if row.file else f"{prefix}-{row.number:06d}"
     if isinstance(given, bool) or not isinstance(given, str | int) or not str(given).strip():
         raise BadRow(
             f"{key!r} is {type(given).__name__}, not text or an integer" if given != "" else f"{key!r} is empty"
@@ -201,70 +240,3 @@ def row_id(row: Row, prefix: str, key: str = "id") -> str:
     if fault := id_fault(found):
         raise BadRow(f"{key!r} {fault}")
     return found
-
-
-# --- where rows come from
-
-
-def _rows(path: str, split: str, subset: str | None) -> tuple[str, list[Row], list[str]]:
-    try:
-        return _find_rows(path, split, subset)
-    except (OSError, RuntimeError, ValueError) as error:  # too long, not to be entered, ~ of nobody, NUL
-        why = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise DataError(f"{path[:_LONGEST_REASON]}: cannot be read ({str(why)[:_LONGEST_REASON]})") from error
-
-
-def _find_rows(path: str, split: str, subset: str | None) -> tuple[str, list[Row], list[str]]:
-    place = Path(path).expanduser()
-    if place.is_dir():
-        file = place / f"{split}.jsonl"
-        if not file.is_file():
-            there = ", ".join(sorted(p.stem for p in place.glob("*.jsonl"))) or "none"
-            raise DataError(
-                f"{place}: has no {split}.jsonl (splits there: {there}); see task.train_split, task.eval_split"
-            )
-        return str(file), *_read_jsonl(file)
-    if place.exists():
-        return str(place), *_read_jsonl(place)
-    if _HUB_ID.fullmatch(path) and not path.startswith("."):
-        return f"{path}[{split}]", _read_hub(path, split, subset), []
-    raise DataError(f"{path[:_LONGEST_REASON]}: no such file or folder")
-
-
-def _read_jsonl(file: Path) -> tuple[list[Row], list[str]]:
-    rows: list[Row] = []
-    skipped: list[str] = []
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror or error})") from error
-    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{file}:{number}"
-        try:
-            rows.append(Row(where, number, parse_json(line.decode("utf-8"))))
-        except UnicodeDecodeError as error:
-            skipped.append(f"{where}: is not UTF-8 (byte {error.start + 1} of the line)")
-        except RecursionError:
-            skipped.append(f"{where}: is not JSON that can be read (nested too deeply)")
-        except json.JSONDecodeError as error:
-            skipped.append(f"{where}: is not JSON ({error})")
-        except ValueError as error:
-            skipped.append(f"{where}: {error}")
-    return rows, skipped
-
-
-def _read_hub(path: str, split: str, subset: str | None) -> list[Row]:
-    try:
-        datasets = importlib.import_module("datasets")
-    except ImportError:
-        raise DataError(
-            f"{path}: is neither a file nor a folder here; to read it from the Hugging Face hub, "
-            "install the extra: pip install 'treepref[hub]'"
-        ) from None
-    try:
-        loaded = datasets.load_dataset(path, subset, split=split)
-    except Exception as error:  # network, unknown id, unknown split: the library's own words say which
-        raise DataError(f"{path}[{split}]: cannot be loaded from the hub: {type(error).__name__}: {error}") from error
-    return [Row(f"{path}[{split}]:{number}", number, dict(row)) for number, row in enumerate(loaded, start=1)]

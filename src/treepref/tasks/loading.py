@@ -7,6 +7,7 @@ is named, line by line, in `Splits.skipped`.
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -18,8 +19,9 @@ from random import Random
 from treepref.config import TaskConfig
 from treepref.errors import DataError, RecipeError
 from treepref.tasks import gym
-from treepref.tasks.choices import PARSERS
+from treepref.tasks.choices import CHOICE_COLUMNS, PARSERS
 from treepref.tasks.files import (
+    COLUMNS,
     HUB_IDS,
     HUB_SUBSETS,
     Item,
@@ -32,6 +34,7 @@ from treepref.tasks.files import (
     read_items,
 )
 from treepref.tasks.prompts import bare_text
+from treepref.tasks.sources import has_splits
 from treepref.tasks.task import load_task
 from treepref.types import Problem
 
@@ -166,21 +169,21 @@ def _without_rationales(problems: list[Problem]) -> list[Problem]:
 
 def _file_splits(cfg: TaskConfig, seed: int, exclude: Iterable[str], gold_check: GoldCheck) -> Splits:
     path = cfg.path or HUB_IDS.get(cfg.kind)
-    if path is None:
+    if not path:
         raise RecipeError("task.path: the kind 'jsonl' needs a file or a folder")
     subset, parse = _reader(cfg, path)
     excluded = {question_key(text) for text in exclude}
 
-    def read(path: str, split: str) -> Items:
-        prefix = Path(path).stem if cfg.kind == "jsonl" else cfg.kind
-        return _without_repeats(read_items(path, split, parse, f"{prefix}-{split}", subset), excluded)
+    def read(path: str | list[str], split: str) -> Items:
+        prefix = Path(path).stem if cfg.kind == "jsonl" and isinstance(path, str) else cfg.kind
+        prefix = f"{re.sub(r'[*?[]', '', prefix) or cfg.kind}-{split}"
+        return _without_repeats(read_items(path, split, parse, prefix, subset, cfg.columns), excluded)
 
     source = read(path, cfg.train_split)
     notes = list(source.skipped)
     asked = cfg.splits
     pool = _ordered(source.items, seed, "train")
-    is_file = Path(path).expanduser().is_file()
-    if cfg.eval_path is None and (is_file or cfg.eval_split == cfg.train_split):
+    if cfg.eval_path is None and (not has_splits(path) or cfg.eval_split == cfg.train_split):
         carved = _ordered(source.items, seed, "eval")
         total = asked.eval + asked.labelled + asked.train
         # Too few rows for all: evaluation gets its share, so that something is left to learn from.
@@ -206,7 +209,7 @@ def _file_splits(cfg: TaskConfig, seed: int, exclude: Iterable[str], gold_check:
     return Splits(labelled, train, evaluation, notes)
 
 
-def _reader(cfg: TaskConfig, path: str) -> tuple[str | None, Parse]:
+def _reader(cfg: TaskConfig, path: str | list[str]) -> tuple[str | None, Parse]:
     """The hub's subset and the function that reads a row. Raises RecipeError for an unknown parameter."""
     allowed = _OTHER_PARAMS.get(cfg.kind, ("subset",))
     for key in cfg.params:
@@ -214,6 +217,10 @@ def _reader(cfg: TaskConfig, path: str) -> tuple[str | None, Parse]:
             raise RecipeError(
                 f"task.params.{key}: {cfg.kind} has no such parameter (it has {', '.join(allowed) or 'none'})"
             )
+    known = COLUMNS.get(cfg.kind, CHOICE_COLUMNS)
+    for key in cfg.columns:
+        if key not in known:
+            raise RecipeError(f"task.columns.{key}: {cfg.kind} reads no such column (it reads {', '.join(known)})")
     # A model that is to use the calculator must see how: its annotations are what calls it.
     keep = cfg.params.get("keep_annotations", cfg.tool == "calculator")
     subset = cfg.params.get("subset", HUB_SUBSETS.get(cfg.kind) if path == HUB_IDS.get(cfg.kind) else None)
@@ -221,8 +228,11 @@ def _reader(cfg: TaskConfig, path: str) -> tuple[str | None, Parse]:
         raise RecipeError(f"task.params.keep_annotations: {keep!r} is not true or false")
     if subset is not None and not isinstance(subset, str):
         raise RecipeError(f"task.params.subset: {subset!r} is not text")
-    parse = _PARSERS[cfg.kind]
-    return subset, partial(parse_gsm8k, keep_annotations=keep) if cfg.kind == "gsm8k" else parse
+    if cfg.kind == "gsm8k":
+        return subset, partial(parse_gsm8k, keep_annotations=keep)
+    if cfg.kind == "jsonl":
+        return subset, partial(parse_plain, needs_answer=cfg.checker is None)
+    return subset, _PARSERS[cfg.kind]
 
 
 def _ordered(items: list[Item], seed: int, purpose: str) -> list[Item]:
@@ -239,18 +249,25 @@ def _others(items: list[Item], taken: list[Problem]) -> list[Item]:
 
 def _without_repeats(found: Items, excluded: set[str]) -> Items:
     """One item a question, the first one; questions in `excluded` go too. Both are noted in `skipped`."""
-    places: dict[str, str] = {}
+    places: dict[str, Item] = {}
     kept = []
     for item in found.items:
         key = question_key(item.problem.text)
         if key in excluded:
             found.skipped.append(f"{item.where}: its question is excluded")
         elif key in places:
-            found.skipped.append(f"{item.where}: same question as {places[key]}")
+            first = places[key]
+            ours, theirs = item.problem.answer, first.problem.answer
+            other = "" if ours == theirs else f", with another answer ({_brief(ours)}, and there {_brief(theirs)})"
+            found.skipped.append(f"{item.where}: same question as {first.where}{other}")
         else:
-            places[key] = item.where
+            places[key] = item
             kept.append(item)
     return Items(found.source, kept, found.skipped)
+
+
+def _brief(answer: str) -> str:
+    return repr(answer if len(answer) <= 40 else f"{answer[:40]}…")
 
 
 def _refuse_overlap(train: Items, held_out: Items) -> None:
