@@ -87,14 +87,15 @@ def estimate(recipe: RecipeArg, overrides: OverridesArg = None) -> None:
     from treepref.recipes.reading import load_recipe
 
     loaded = load_recipe(recipe, overrides or []).recipe
-    from treepref.recipes import estimate as cost
+    from treepref.loops.estimate import estimate as estimate_recipe
+    from treepref.recipes.estimate import measured_assumptions, render
     from treepref.recipes.sizing import measure_rates, model_info
 
     info = model_info(loaded.model.path, loaded.model.dtype)
     rates = measure_rates(loaded.model.device, loaded.model.dtype)
-    result = cost.estimate(loaded, model_info=info, rates=rates, assumptions=cost.measured_assumptions(loaded))
+    result = estimate_recipe(loaded, model_info=info, rates=rates, assumptions=measured_assumptions(loaded))
     console = Console(width=None if sys.stdout.isatty() else 110)
-    console.print(cost.render(loaded, result, info))
+    console.print(render(loaded, result, info))
 
 
 @app.command()

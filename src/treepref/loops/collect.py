@@ -7,10 +7,10 @@ decoding and evaluation are given questions and make their own searches.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from treepref.config import SelfEvaluationConfig
+from treepref.config import MctsDpoRecipe, PairConfig, SelfEvaluationConfig, SvpoRecipe
 from treepref.driver import Job
 from treepref.errors import RecipeError, TooFewPairs
 from treepref.loops.grow import grow, search_limits, tree_job
@@ -24,9 +24,10 @@ from treepref.runs.stage import Stage, round_policy
 from treepref.runs.store import Store
 from treepref.search.base import Judge, Search
 from treepref.search.episodes import EpisodeMcts
+from treepref.search.limits import Limits
 from treepref.search.mcts import Mcts
 from treepref.training.pairs import PairStats, sibling_pairs, solution_pairs, trace_pairs
-from treepref.types import Choice, Pair, PolicyId, Problem, Tree
+from treepref.types import Choice, Join, Pair, PolicyId, Problem, Tree
 
 Rules = Callable[[Problem], Search]
 """The search of a problem."""
@@ -34,22 +35,23 @@ Rules = Callable[[Problem], Search]
 
 def mcts_rules(session: Session, round: int) -> Rules:
     """SVPO's search of a round, for each problem."""
-    config = session.recipe.search
-    rules = Mcts(
-        simulations=config.simulations, children=config.children, root_children=config.root_children, c=config.c,
-        leaves_in_flight=config.leaves_in_flight, evaluate=config.evaluate, join=session.serving.join(),
-        seed=session.recipe.seed, limits=search_limits(session, round),
-    )  # fmt: skip
+    rules = mcts_of(session.recipe, search_limits(session, round), session.serving.join())
     return lambda problem: rules
+
+
+def mcts_of(recipe: SvpoRecipe, limits: Limits, join: Join | None = None) -> Mcts:
+    """SVPO's search as a recipe has it."""
+    config = recipe.search
+    return Mcts(
+        simulations=config.simulations, children=config.children, root_children=config.root_children, c=config.c,
+        leaves_in_flight=config.leaves_in_flight, evaluate=config.evaluate, join=join, seed=recipe.seed, limits=limits,
+    )  # fmt: skip
 
 
 def episode_rules(session: Session, round: int) -> Rules:
     """MCTS-DPO's search of a round for each problem: with its question, and its reference where that is wanted."""
     config, context = session.recipe.search, session.serving.engine.limits.max_context
-    plain = EpisodeMcts(
-        simulations=config.simulations, children=config.children, root_children=config.root_children, c=config.c,
-        length_power=config.length_power, seed=session.recipe.seed, limits=search_limits(session, round),
-    )  # fmt: skip
+    plain = episodes_of(session.recipe, search_limits(session, round))
     asked, weight = _questions(session), config.self_evaluation.weight if config.self_evaluation else 0.0
 
     def rules(problem: Problem) -> EpisodeMcts:
@@ -61,6 +63,15 @@ def episode_rules(session: Session, round: int) -> Rules:
         )
 
     return rules
+
+
+def episodes_of(recipe: MctsDpoRecipe, limits: Limits) -> EpisodeMcts:
+    """MCTS-DPO's search as a recipe has it, without what a problem adds."""
+    config = recipe.search
+    return EpisodeMcts(
+        simulations=config.simulations, children=config.children, root_children=config.root_children, c=config.c,
+        length_power=config.length_power, seed=recipe.seed, limits=limits,
+    )  # fmt: skip
 
 
 def _questions(session: Session) -> Callable[[Problem], Choice | None]:
@@ -175,8 +186,12 @@ def against_plain_samples(store: Store) -> str | None:
 
 
 def pairs_of(session: Session, tree: Tree) -> list[Pair]:
-    """The tree's preferences at the level and by the rule that the recipe asks for."""
-    config, text = session.recipe.pairs, session.text.decode
+    """The tree's preferences, as the recipe asks for them."""
+    return tree_pairs(tree, session.recipe.pairs, session.text.decode)
+
+
+def tree_pairs(tree: Tree, config: PairConfig, text: Callable[[Sequence[int]], str]) -> list[Pair]:
+    """A tree's preferences at the level and by the rule of the configuration; `text` decodes a step."""
     if config.level == "solution":
         return solution_pairs(tree, config, text)
     return trace_pairs(tree, config, text) if config.rule == "trace" else sibling_pairs(tree, config, text)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from treepref.config import Recipe
+from treepref.config import Recipe, SelfTrainingConfig
 from treepref.driver import Job
 from treepref.loops import collect, learn
 from treepref.loops.evaluate import evaluate
@@ -197,15 +197,11 @@ def _sample(
         return
     store, config = session.store, session.recipe.self_training
     context, judge = session.serving.serve(policy).limits.max_context, session.answers.judge(stage, *POOLS)
-    limits = Limits(temperature=config.temperature, max_tokens=config.max_tokens, max_context=context)
 
     def job(problem: Problem) -> Job:
         room = min(config.max_tokens, context - len(session.text.encode(problem.question)))
-        rules = Sampling(
-            n=n, limits=limits, want_value=False,
-            given=tuple(tokens for tokens in given(problem) if len(tokens) <= room),
-        )  # fmt: skip
-        return tree_job(session, problem, rules, judge, policy)
+        fitting = tuple(tokens for tokens in given(problem) if len(tokens) <= room)
+        return tree_job(session, problem, sampling_of(config, n, context, fitting), judge, policy)
 
     def keep(job: Job) -> None:
         for node in job.tree.root.children:
@@ -221,6 +217,12 @@ def _sample(
     right = sum(row.right for row in store.tree_rows(stage))
     trees, mixed = store.count_trees(stage), store.count_trees(stage, mixed=True)
     store.finish_stage(stage, {"trees": trees, "mixed": mixed, "distinct_right": right})
+
+
+def sampling_of(config: SelfTrainingConfig, n: int, context: int, given: tuple[Tokens, ...] = ()) -> Sampling:
+    """Whole solutions of a problem, and those that are `given` beside them."""
+    limits = Limits(temperature=config.temperature, max_tokens=config.max_tokens, max_context=context)
+    return Sampling(n=n, limits=limits, want_value=False, given=given)
 
 
 def _problems(session: Session) -> Iterator[Problem]:

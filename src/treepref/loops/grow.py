@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from treepref.config import TreeRecipe
 from treepref.driver import DriveReport, Job, Progress, drive
 from treepref.loops.session import Session
 from treepref.progress import stage_progress
@@ -24,10 +25,14 @@ def tree_job(session: Session, problem: Problem, rules: Search, judge: Judge, po
 
 
 def search_limits(session: Session, round: int) -> Limits:
-    """How a round's search samples: the first may have a temperature of its own."""
-    config = session.recipe.search
-    limits = Limits.of(config, session.serving.engine.limits.max_context, session.recipe.task.delimiter)
-    first = config.first_temperature if round == 1 else None
+    """How a round's search samples with the run's engine."""
+    return limits_of(session.recipe, round, session.serving.engine.limits.max_context)
+
+
+def limits_of(recipe: TreeRecipe, round: int, context: int) -> Limits:
+    """How a round's search samples: the first may have a temperature of its own. `context`: what the engine takes."""
+    limits = Limits.of(recipe.search, context, recipe.task.delimiter)
+    first = recipe.search.first_temperature if round == 1 else None
     return limits if first is None else replace(limits, temperature=first)
 
 

@@ -121,7 +121,7 @@ def count(x: float | None) -> str:
     """1234567 → 1.23 M; whole numbers below ten thousand as they are."""
     if x is None:
         return NONE
-    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
+    for size, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(x) >= size:
             scaled = x / (1e3 if unit == "k" else size)
             return f"{scaled:.3g} {unit}" if scaled < 1000 else f"{scaled:.0f} {unit}"

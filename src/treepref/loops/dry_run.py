@@ -1,0 +1,254 @@
+"""The rules of a recipe driven on an engine that samples nothing, to count what they would ask for.
+
+A step is one token here, whatever its length: searches, decoders and pair rules are those of the run, and what each
+request would cost in tokens is counted beside them. Two ways: as expected, and at every limit that the recipe sets,
+where no solution ends early, no two samples are equal and no cached prefix is reused. Knows no price and no machine.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Protocol, TypeVar
+
+from treepref.driver import Job, drive
+from treepref.engines.base import EngineLimits
+from treepref.engines.scripted import ScriptedEngine
+from treepref.search.base import Search
+from treepref.search.episodes import EpisodeMcts
+from treepref.search.limits import Limits
+from treepref.search.mcts import Mcts
+from treepref.types import BASE, Choice, Completion, Finish, Request, Result, Tree, new_tree
+
+TREES = 16
+"""As many trees are grown for a search; more say little more."""
+EXPANSIONS = 1500
+"""And as many expansions, together: a larger search is tried on fewer trees, down to one."""
+DEEPEST = 64
+"""Steps of a solution that are taken one by one."""
+CONTEXT = sys.maxsize
+"""Nothing is cut by the context: a model's is known only when it is loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """What a token of the dry run stands for."""
+
+    prompt: float
+    """Tokens."""
+    step: float
+    """Tokens."""
+    steps: float
+    """Of a typical solution; infinity: none ends before its limit."""
+    longest: int
+    """Steps that a solution may have."""
+    differ: float = 1.0
+    """Different samples of an expansion, as a share of all."""
+    question: float = 0.0
+    """Tokens of the question about a step."""
+    most: float = math.inf
+    """Tokens of a whole solution, at most."""
+
+    @property
+    def at_limits(self) -> bool:
+        return math.isinf(self.steps)
+
+    @property
+    def solution(self) -> float:
+        """Tokens of a whole solution."""
+        return self.most if self.at_limits else min(self.steps * self.step, self.most)
+
+
+@dataclass(slots=True)
+class Work:
+    """Tokens by what is done for them."""
+
+    generated: float = 0.0
+    prefill: float = 0.0
+    cached: float = 0.0
+    scored: float = 0.0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def __mul__(self, factor: float) -> Work:
+        return Work(*(factor * getattr(self, f.name) for f in fields(self)))
+
+
+class Meter:
+    """An engine that answers with steps of one token each and counts what they stand for.
+
+    A prompt is computed once; what follows it stands in the cache, except at the limits, where each request computes
+    the longest prefix there is anew. A finished step's value costs a token, as the question about it costs its own.
+    """
+
+    tokenizer = None
+    policy_id = BASE
+
+    def __init__(self, lengths: Lengths, *, values: bool) -> None:
+        self.lengths, self.work = lengths, Work()
+        self._values, self._ends = values, _chance_to_end(lengths)
+        self._open: dict[str, Request] = {}
+        self._prompts: set[int] = set()
+        self._engine = ScriptedEngine(
+            self._sample, value=_worth, choice=_judged, score=lambda prefix, tokens: [-0.5] * len(tokens),
+            has_values=values, max_context=CONTEXT,
+        )  # fmt: skip
+
+    @property
+    def limits(self) -> EngineLimits:
+        return self._engine.limits
+
+    def submit(self, requests: Iterable[Request]) -> None:
+        asked = list(requests)
+        self._open.update((request.id, request) for request in asked)
+        self._engine.submit(asked)
+
+    def poll(self, timeout: float | None = None) -> list[Result]:
+        results = self._engine.poll(timeout)
+        for result in results:
+            self._count(self._open.pop(result.request_id), result)
+        return results
+
+    def load(self, weights: object) -> None:
+        """There are none."""
+
+    def close(self) -> None:
+        self._engine.close()
+
+    def _sample(self, prefix: tuple[int, ...], seed: int, request: Request) -> Completion:
+        """A step, or the rest of a solution: one token either way."""
+        draw, whole = random.Random(seed), request.delimiter is None
+        if seed != request.seeds[0] and draw.random() >= self._chance_to_differ(request.n):
+            draw = random.Random(request.seeds[0])
+        word = draw.getrandbits(40)
+        ends = not self.lengths.at_limits and (whole or self._is_last(draw))
+        tokens = (2 * word + ends,)
+        finish: Finish = "eos" if ends else "length" if whole else "step"
+        logprob = -0.5 if self.lengths.at_limits else -draw.random()  # equal priors: no child is preferred
+        return Completion(tokens, (logprob,), finish, value=_worth(prefix + tokens))
+
+    def _chance_to_differ(self, n: int) -> float:
+        """For each of n samples but the first, so that the share of different ones among all is as assumed."""
+        return (n * self.lengths.differ - 1) / (n - 1)
+
+    def _is_last(self, draw: random.Random) -> bool:
+        """Whether a step ends its solution: as likely at every step, so that early ends and long ways both occur."""
+        return draw.random() < self._ends
+
+    def _count(self, request: Request, result: Result) -> None:
+        lengths, before = self.lengths, len(request.prefix) - 1
+        self._count_prefix(request, before)
+        each = lengths.step
+        if request.delimiter is None:
+            left = (lengths.longest if lengths.at_limits else lengths.steps) - before
+            each = max(1.0, left) * lengths.step if before else lengths.solution
+        self.work.generated += request.n * each
+        self.work.scored += lengths.solution * len(request.given)
+        self.work.scored += request.n * (request.want_value and self._values)
+        self.work.scored += request.n * lengths.question * (request.choice is not None)
+
+    def _count_prefix(self, request: Request, before: int) -> None:
+        lengths, work = self.lengths, self.work
+        whole = request.delimiter is None
+        if lengths.at_limits:
+            state = lengths.prompt if whole and not before else lengths.prompt + lengths.longest * lengths.step
+            work.prefill += state * (request.n if whole else 1)
+            return
+        again = request.prefix[0] in self._prompts
+        self._prompts.add(request.prefix[0])
+        work.prefill += 0.0 if again else lengths.prompt
+        work.cached += before * lengths.step + lengths.prompt * (request.n - (not again))
+
+
+def _chance_to_end(lengths: Lengths) -> float:
+    """Of each step, so that solutions of `longest` steps at most have the mean that is assumed."""
+    if lengths.at_limits:
+        return 0.0
+    low, high = 0.0, 1.0
+    for _ in range(40):  # the mean, Σ (1 − p)^k over k < longest, falls in p
+        middle = (low + high) / 2
+        going_on = 1 - middle
+        mean = (1 - going_on**lengths.longest) / middle
+        low, high = (middle, high) if mean > lengths.steps else (low, middle)
+    return high
+
+
+def _worth(prefix: Sequence[int]) -> float:
+    """A value in (−1, 1) that is the same whenever it is asked for."""
+    return (hash(tuple(prefix)) % 2001 - 1000) / 1001
+
+
+def _judged(prefix: Sequence[int], choice: Choice) -> tuple[float, ...]:
+    right = (1 + _worth(prefix)) / 2
+    return (right, *[(1 - right) / max(1, len(choice.options) - 1)] * (len(choice.options) - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What a search asked for on a problem, and the trees that it grew."""
+
+    work: Work
+    trees: list[Tree] = field(default_factory=list)
+
+
+class Limited(Search, Protocol):
+    """A search with limits, which is a dataclass."""
+
+    limits: Limits
+
+
+Rules = TypeVar("Rules", Mcts, EpisodeMcts)
+
+
+def try_rules(
+    rules: Limited, lengths: Lengths, *, problems: int, values: bool, runs_on: bool = False, expansions: float = 1.0
+) -> Tried:
+    """Grow trees by the rules, up to `TREES`, and count a tree's work.
+
+    `runs_on`: the rules go on to a solution's end. Where that is far, a step stands for several. `expansions`: how many
+    a tree has at most, or of them a step.
+    """
+    coarse = 1.0
+    if runs_on:
+        coarse = max(1.0, (lengths.longest if lengths.at_limits else lengths.steps) / DEEPEST)
+        lengths = replace(
+            lengths, step=lengths.step * coarse, steps=lengths.steps / coarse,
+            longest=math.ceil(lengths.longest / coarse),
+        )  # fmt: skip
+        expansions *= min(DEEPEST, lengths.longest)
+        rules = replace(rules, limits=replace(rules.limits, max_depth=lengths.longest))  # type: ignore[type-var]
+    count = max(1, min(problems, TREES, int(EXPANSIONS / expansions)))
+    meter, trees = Meter(lengths, values=values), []
+    jobs = (Job(new_tree(str(i), str(i), (i,)), rules, lambda tree, tokens: _outcome(tokens)) for i in range(count))
+
+    def done(job: Job) -> None:
+        trees.append(job.tree)
+
+    drive(jobs, meter, run_seed=0, trees_in_flight=count, journal=None, on_done=done)
+    work = meter.work * (1 / count)
+    work.scored *= coarse
+    work.prefill *= coarse if lengths.at_limits else 1.0
+    return Tried(work, trees)
+
+
+def try_search(rules: Rules, lengths: Lengths, *, problems: int, values: bool, runs_on: bool) -> tuple[Tried, float]:
+    """The same of a search by simulations, with fewer of them where there are very many; how many times its work is it?
+
+    `runs_on`: a simulation goes on to a solution's end.
+    """
+    deep = min(DEEPEST, lengths.longest) if runs_on else 1
+    fewer = max(1, min(rules.simulations, EXPANSIONS // deep))
+    smaller = replace(rules, simulations=fewer)
+    if lengths.at_limits:  # no child is chosen twice before all were, so every simulation has a long way to go
+        smaller = replace(smaller, c=1e6)
+    tried = try_rules(smaller, lengths, problems=problems, values=values, runs_on=runs_on, expansions=fewer)
+    return tried, rules.simulations / fewer
+
+
+def _outcome(tokens: Sequence[int]) -> float:
+    """As many solutions are right as wrong."""
+    return 1.0 if _worth(tokens) > 0 else -1.0
