@@ -126,7 +126,7 @@ def whole_stage(folder: Path, count: int) -> dict[str, Any]:
             raise SystemExit(f"{len(present)} trees are there after opening again, not {half}")
         present.clear()
         timed("write on", lambda: write(store, range(half, count), written))
-        if store.count_journal(STAGE):
+        if replayed(store, count - 1):
             raise SystemExit("a finished stage left journal entries")
 
         def read_all() -> int:

@@ -23,7 +23,6 @@ from treepref.engines.base import Engine, EngineLimits
 from treepref.search.limits import Limits
 from treepref.search.mcts import Mcts
 from treepref.search.rules import backup_mean
-from treepref.search.tree import tree_size
 from treepref.types import BASE, Completion, Node, Request, Result, Tree, new_tree
 
 CHILDREN = 5
@@ -207,7 +206,7 @@ def real_search(model: str, questions: int, simulations: int, threads: int) -> d
         jobs, engine, run_seed=0, trees_in_flight=16, journal=None, on_done=lambda job: trees.append(job.tree)
     )  # fmt: skip
     seconds = time.perf_counter() - started
-    nodes = sum(tree_size(t).nodes for t in trees)
+    nodes = sum(len(t.nodes) for t in trees)
     shares = {
         "tree": search.seconds / seconds,
         "driver": (seconds - search.seconds - engine.seconds) / seconds,

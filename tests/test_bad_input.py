@@ -331,8 +331,8 @@ def test_a_full_database_stops_with_advice_and_keeps_what_was_finished(
 ) -> None:
     connect = store_module.connect_to_write
 
-    def connect_limited(path: Path, durable: bool, pages: int):
-        db = connect(path, durable)
+    def connect_limited(path: Path, pages: int):
+        db = connect(path)
         db.execute(f"PRAGMA max_page_count = {pages}")  # SQLite then answers as on a full disk
         return db
 

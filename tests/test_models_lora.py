@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from test_models_policy import IDS, gpt2, logits, tiny_policy, write
 from treepref.config import LoraConfig
 from treepref.errors import ModelError
-from treepref.models.policy import Policy, adapter_off, clone_policy, load_policy, merged_state_dict, save_policy
+from treepref.models.policy import Policy, adapter_off, clone_policy, load_policy, save_policy
 from treepref.models.weights import PolicyWeights
 
 pytest.importorskip("peft")
@@ -99,10 +99,10 @@ def test_adapter_off_is_the_base_model_even_after_an_error(folder: Path) -> None
 def test_adapters_of_a_half_precision_model_are_float32(folder: Path) -> None:
     policy = trained(folder, dtype="bfloat16")
     assert {p.dtype for n, p in policy.model.named_parameters() if "lora_" in n} == {torch.float32}
-    weights = merged_state_dict(policy)
+    weights = dict(PolicyWeights(policy).tensors())
     assert {w.dtype for w in weights.values()} == {torch.bfloat16}
     assert PolicyWeights(policy).value_head.weight.dtype == torch.float32
-    assert merged_state_dict(policy)["model.layers.0.mlp.up_proj.weight"].dtype == torch.bfloat16
+    assert weights["model.layers.0.mlp.up_proj.weight"].dtype == torch.bfloat16
 
 
 def test_named_targets_and_wrong_ones(folder: Path) -> None:

@@ -27,7 +27,6 @@ from treepref.search.tree import (
     mark_exhausted,
     mark_pending,
     path_mean_logprob,
-    tree_size,
 )
 from treepref.types import Completion, Node, PolicyId, Tree, new_tree
 
@@ -168,14 +167,6 @@ def test_best_solution_by_value_then_likelihood_then_age():
     for n in tree.nodes:
         n.value = None
     assert best_solution(tree) is low  # without values: the likeliest whole solution
-
-
-def test_size():
-    tree = new_tree("k", "p", PROMPT)
-    (a,) = add_children(tree, tree.root, [sample(2, 2, 1)], mean_logprob_prior)
-    (b,) = add_children(tree, a, [sample(3, 0, finish="eos")], mean_logprob_prior)
-    b.terminal = True
-    assert tree_size(tree) == (3, 5, 2, 1)
 
 
 @settings(max_examples=40, deadline=None)

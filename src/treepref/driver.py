@@ -72,14 +72,6 @@ class Progress:
     """Generated in this call."""
     seconds: float
 
-    @property
-    def tokens_per_second(self) -> float:
-        return self.tokens / self.seconds if self.seconds > 0 else 0.0
-
-    @property
-    def trees_per_second(self) -> float:
-        return self.trees / self.seconds if self.seconds > 0 else 0.0
-
 
 @dataclass(slots=True)
 class DriveReport:

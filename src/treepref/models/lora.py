@@ -50,16 +50,11 @@ def has_adapters(model: nn.Module) -> bool:
     return any(True for _ in _adapted(model))
 
 
-def merged_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The model's state dict under its plain names, adapters merged; `model` itself is left as it is.
+def each_merged_weight(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The model's weights under its plain names, adapters merged, one at a time; `model` itself is left as it is.
 
     Tensors without an adapter share memory with the model's.
     """
-    return dict(each_merged_weight(model))
-
-
-def each_merged_weight(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The same, one tensor at a time: no more than one merged weight is held for it."""
     adapted = {f"{name}.weight": layer for name, layer in _adapted(model)}
     for name, weight in model.state_dict().items():
         if "lora_" in name:

@@ -394,12 +394,6 @@ def _check_finite(policy: Policy) -> None:
             )
 
 
-def merged_state_dict(policy: Policy) -> dict[str, Tensor]:
-    """The plain model's weights, adapters merged, under its names. The policy is left as it is; tensors may share its
-    memory."""
-    return adapters.merged_weights(policy.model)
-
-
 def _head_state(head: ValueHead) -> dict[str, Tensor]:
     return {f"value_head.{name}": tensor for name, tensor in head.state_dict().items()}
 

@@ -59,10 +59,6 @@ class ValueHead(nn.Module):
         self.register_buffer("joins", torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64))
 
     @property
-    def in_features(self) -> int:
-        return self.weight.shape[1]
-
-    @property
     def read(self) -> Read:
         layer, pool = self.reads.tolist()
         return Read(layer, POOLS[pool])

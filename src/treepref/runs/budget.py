@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from treepref.config import BudgetConfig
-from treepref.errors import BudgetError
 from treepref.types import Cost
 
 GIGABYTE = 10**9
@@ -43,9 +42,3 @@ class Budget:
             + "; ".join(reached)
             + ". Everything done so far is stored: raise the limit and run the same command again to go on"
         )
-
-    def enforce(self, cost: Cost, disk_bytes: int = 0) -> None:
-        """Raises BudgetError with the reason of `check` where there is one."""
-        reason = self.check(cost, disk_bytes)
-        if reason:
-            raise BudgetError(reason)

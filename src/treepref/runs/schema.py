@@ -30,7 +30,7 @@ CREATE INDEX events_by_message ON events (stage, message);
 """
 
 
-def connect_to_write(path: Path, durable: bool) -> sqlite3.Connection:
+def connect_to_write(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=5.0, isolation_level=None)
     try:
         (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
@@ -39,7 +39,7 @@ def connect_to_write(path: Path, durable: bool) -> sqlite3.Connection:
                 f"SQLite cannot keep a write-ahead log in {path.parent} (journal mode {mode!r}): "
                 "choose a folder on a local disk"
             )
-        db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+        db.execute("PRAGMA synchronous = NORMAL")
         db.execute("PRAGMA journal_size_limit = 67108864")  # give back what one large transaction made the log grow to
     except BaseException:
         db.close()

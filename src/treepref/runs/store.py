@@ -2,8 +2,7 @@
 
 One process writes, any number read. Every method that writes is one transaction, and `with store.transaction():`
 makes one of several. Journal mode WAL with synchronous=NORMAL: whatever kills the process (`kill -9` too) loses nothing
-committed; a power cut may lose the last commits but never leaves half of one, and `durable=True` (synchronous=FULL)
-closes that gap as well, for one fsync a commit.
+committed; a power cut may lose the last commits but never leaves half of one.
 
 This file does not know what a search, an objective or a recipe is: it keeps problems, trees, pairs, rows and counts.
 """
@@ -96,13 +95,11 @@ class Store:
     """The run in `folder`. Use it as a context manager, or call `close`.
 
     `create=False` refuses a folder without a run. `read_only=True` takes no lock and may be used beside a running
-    process (report, digest, compare). `durable=True` syncs the disk at each commit.
+    process (report, digest, compare).
     Raises StoreError: locked, unsafe file system, newer schema, not a run, disk full.
     """
 
-    def __init__(
-        self, folder: str | os.PathLike[str], *, create: bool = True, read_only: bool = False, durable: bool = False
-    ) -> None:
+    def __init__(self, folder: str | os.PathLike[str], *, create: bool = True, read_only: bool = False) -> None:
         self.folder = Path(folder)
         self.read_only = read_only
         self._lock: RunLock | None = None
@@ -120,7 +117,7 @@ class Store:
                     self.folder.mkdir(parents=True, exist_ok=True)
                     refuse_network(self.folder)
                     self._lock = RunLock(self.folder / "run.lock")
-                    self._db = connect_to_write(path, durable)
+                    self._db = connect_to_write(path)
             self._check_schema()
             if not read_only:
                 sweep_scratch(self.folder)
@@ -278,9 +275,6 @@ class Store:
         """The journal of a stage. Entries that another policy left are discarded: they cannot be replayed."""
         self._write("DELETE FROM journal WHERE stage = ? AND policy != ?", (stage, policy))
         return StageJournal(self, stage, policy)
-
-    def count_journal(self, stage: StageName) -> int:
-        return self._count("journal WHERE stage = ?", stage)
 
     def finish_tree(self, stage: StageName, tree: Tree, *, cost: Cost | None = None, keep: bool = True) -> None:
         """A tree is done: its row, the end of its journal and its cost, in one transaction.

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 from treepref.errors import ModelError, TreeprefError
 from treepref.search.base import Expansion, node_path, path_nodes
@@ -83,26 +82,6 @@ def best_solution(tree: Tree, join: Join | None = None) -> Node | None:
     Ties go to the higher mean log-prob of the whole solution, then to the older node.
     """
     return next(iter(best_first([n for n in tree.nodes if is_finished(n)], join=join)), None)
-
-
-class TreeSize(NamedTuple):
-    nodes: int
-    """The root included."""
-    tokens: int
-    """Of all nodes, without the prompt."""
-    depth: int
-    """Of the deepest node; the root's is 0."""
-    finished: int
-    """Distinct solutions that ended with EOS."""
-
-
-def tree_size(tree: Tree) -> TreeSize:
-    return TreeSize(
-        nodes=len(tree.nodes),
-        tokens=sum(len(n.tokens) for n in tree.nodes),
-        depth=max(n.depth for n in tree.nodes),
-        finished=sum(map(is_finished, tree.nodes)),
-    )
 
 
 # ---------------------------------------------------------------------------------------------------- growing

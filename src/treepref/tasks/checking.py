@@ -6,7 +6,6 @@ that belong to others (math-verify, reasoning-gym's scorers, users' checkers) ru
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -91,10 +90,6 @@ class Checker:
             return True
         found = self.rule.strict(text)
         return found is not None and self.rule.canonical(found) == answer
-
-    def check_many(self, pairs: Iterable[tuple[str, Problem]]) -> list[Verdict]:
-        """Verdicts in the order of (text, problem)."""
-        return [self.check(text, problem) for text, problem in pairs]
 
     def accepts_gold(self, problem: Problem) -> str | None:
         """None where the problem's own answer counts as right; otherwise why not. A user's checker is not asked."""

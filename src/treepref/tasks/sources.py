@@ -13,7 +13,7 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -124,7 +124,6 @@ def _read_files(source: str, files: Sequence[Path]) -> Rows:
 
 # --- one file
 
-Numbered = Iterable[tuple[int, Any]]
 Found = tuple[list[tuple[int, Any]], list[str]]
 """(line or position, value) of each row; what is no row."""
 

@@ -7,7 +7,7 @@ made of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -188,7 +188,7 @@ def mixed(tree: Tree) -> bool:
 
 @dataclass(slots=True)
 class PairStats:
-    """What a round's trees yielded. Add tree by tree, or start from `PairStats.of`."""
+    """What a round's trees yielded. Add tree by tree."""
 
     trees: int = 0
     solved: int = 0
@@ -200,13 +200,6 @@ class PairStats:
     pairs: int = 0
     gap_sum: float = 0.0
 
-    @classmethod
-    def of(cls, trees_and_pairs: Iterable[tuple[Tree, Sequence[Pair]]]) -> PairStats:
-        stats = cls()
-        for tree, pairs in trees_and_pairs:
-            stats.add(tree, pairs)
-        return stats
-
     def add(self, tree: Tree, pairs: Sequence[Pair]) -> None:
         self.trees += 1
         self.solved += any(map(is_right, tree.nodes))
@@ -214,16 +207,6 @@ class PairStats:
         self.paired += bool(pairs)
         self.pairs += len(pairs)
         self.gap_sum += sum(pair.q_winner - pair.q_loser for pair in pairs)
-
-    @property
-    def pair_yield(self) -> float | None:
-        """Share of the trees with a pair; None without trees."""
-        return self.paired / self.trees if self.trees else None
-
-    @property
-    def mean_gap(self) -> float | None:
-        """Mean Q(winner) − Q(loser); None without pairs."""
-        return self.gap_sum / self.pairs if self.pairs else None
 
 
 def _reaches_answer(tree: Tree) -> list[bool]:
