@@ -28,6 +28,7 @@ demo: $(VENV)/.ready   ## watch the shipped base model get better at multi-step 
 test: $(VENV)/.ready   ## the test suite (a few minutes on two cores)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright --warnings
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
 
 test-long: $(VENV)/.ready  ## tests on SmolLM2, on all of the benchmark data, and 10,000 mutated recipes, rows, solutions

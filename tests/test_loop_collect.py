@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from treepref.config import SelfEvaluationConfig
 from treepref.errors import ModelError, RecipeError
-from treepref.loops.collect import episode_rules, pairs_of, reference_steps, self_evaluation_text
+from treepref.loops.collect import episode_rules, reference_steps, self_evaluation_text, tree_pairs
 from treepref.loops.session import Session
 from treepref.loops.text import Text
 from treepref.models.policy import load_tokenizer
@@ -89,7 +88,7 @@ def test_injected_steps_are_the_rationale_as_the_policy_would_write_it(tmp_path:
 @pytest.mark.parametrize("how", ["pairs.level=step", "pairs.rule=trace", "pairs.level=solution"])
 def test_siblings_of_one_text_in_other_tokens_are_no_pair(how: str) -> None:
     recipe = load_recipe("svpo", [how]).recipe
-    session = SimpleNamespace(recipe=recipe, text=Text(recipe.task, load_task(recipe.task), lambda: tokenizer))
+    text = Text(recipe.task, load_task(recipe.task), lambda: tokenizer)
     tokenizer = load_tokenizer("builtin:tiny-base")
     the, space, word, eos = (
         tokenizer.convert_tokens_to_ids(token) for token in (" the", " ", "the", tokenizer.eos_token)
@@ -102,4 +101,4 @@ def test_siblings_of_one_text_in_other_tokens_are_no_pair(how: str) -> None:
         tree.root.children.append(node)
         tree.nodes.append(node)
     tree.root.visits = 3
-    assert {(pair.winner, pair.loser) for pair in pairs_of(session, tree)} == {((1,), (3,))}
+    assert {(pair.winner, pair.loser) for pair in tree_pairs(tree, recipe.pairs, text.decode)} == {((1,), (3,))}

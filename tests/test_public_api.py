@@ -29,6 +29,13 @@ def test_every_public_name_resolves_to_what_its_module_defines() -> None:
         assert found.__name__ == name and found.__module__.startswith("treepref.")
 
 
+def test_a_type_checker_sees_the_same_names() -> None:
+    tree = ast.parse((SOURCE / "__init__.py").read_text(encoding="utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {alias.name for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert seen == set(treepref.__all__) == {name for name in dir(treepref) if name in seen}
+
+
 def test_an_unknown_name_is_an_ordinary_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no_such_name"):
         treepref.no_such_name  # noqa: B018

@@ -18,7 +18,8 @@ from rich.console import Console
 from treepref.config import RECIPES, Recipe
 from treepref.errors import RecipeError
 from treepref.keys import known_keys, methods_with
-from treepref.recipes.estimate import estimate, render
+from treepref.loops.estimate import estimate
+from treepref.recipes.estimate import render
 from treepref.recipes.reading import dump_recipe, load_recipe
 from treepref.recipes.sizing import ModelInfo, Rates
 

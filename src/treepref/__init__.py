@@ -7,7 +7,29 @@ takes no time. Everything else stands in its module: see the file map in README.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what a type checker sees; at run time each comes from its module when it is first asked for
+    from treepref.config import PairConfig, TaskConfig
+    from treepref.driver import Job, drive
+    from treepref.engines.base import generate
+    from treepref.engines.scripted import ScriptedEngine
+    from treepref.engines.torch_engine import TorchEngine
+    from treepref.errors import TreeprefError
+    from treepref.loops.run import run
+    from treepref.models.policy import load_policy, save_policy
+    from treepref.models.text import decode, encode_prompt
+    from treepref.models.weights import PolicyWeights
+    from treepref.recipes.reading import load_recipe
+    from treepref.runs.store import Store
+    from treepref.search import Limits, Mcts, Sampling, StepBeam
+    from treepref.tasks import load_splits, load_task
+    from treepref.training.examples import attach_reference, example_from_solution, example_from_tree
+    from treepref.training.forward import model_scorer
+    from treepref.training.learner import Learner
+    from treepref.training.pairs import correct_paths, sibling_pairs, solution_pairs, value_targets
+    from treepref.training.settings import LearnerSettings
+    from treepref.types import Completion, Node, Pair, Problem, Question, Request, Tree, new_tree
 
 _MODULES: dict[str, tuple[str, ...]] = {
     "errors": ("TreeprefError",),
@@ -33,7 +55,48 @@ _MODULES: dict[str, tuple[str, ...]] = {
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
-__all__ = list(_HOME)
+__all__ = [
+    "Completion",
+    "Job",
+    "Learner",
+    "LearnerSettings",
+    "Limits",
+    "Mcts",
+    "Node",
+    "Pair",
+    "PairConfig",
+    "PolicyWeights",
+    "Problem",
+    "Question",
+    "Request",
+    "Sampling",
+    "ScriptedEngine",
+    "StepBeam",
+    "Store",
+    "TaskConfig",
+    "TorchEngine",
+    "Tree",
+    "TreeprefError",
+    "attach_reference",
+    "correct_paths",
+    "decode",
+    "drive",
+    "encode_prompt",
+    "example_from_solution",
+    "example_from_tree",
+    "generate",
+    "load_policy",
+    "load_recipe",
+    "load_splits",
+    "load_task",
+    "model_scorer",
+    "new_tree",
+    "run",
+    "save_policy",
+    "sibling_pairs",
+    "solution_pairs",
+    "value_targets",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,15 +5,12 @@ from __future__ import annotations
 import sys
 from importlib.metadata import version as package_version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from treepref.errors import TreeprefError
-
-if TYPE_CHECKING:
-    import click
 
 
 class _Stopped(Exception):
@@ -21,7 +18,7 @@ class _Stopped(Exception):
 
 
 class _Commands(TyperGroup):
-    def invoke(self, ctx: click.Context) -> object:
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:

@@ -14,25 +14,25 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
-class Section(BaseModel):
+class Section(BaseModel, frozen=True):
     """Unknown keys are errors; values are checked when they are set.
 
     Every number has both bounds, and none may be infinite. The outer ones lie far beyond what any run needs: what they
     keep out is what would end in an overflow, in NaN or in all of the memory, hours after the recipe was read.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
-class LoraConfig(Section):
+class LoraConfig(Section, frozen=True):
     """Low-rank adapters instead of full fine-tuning; merged when a round's folder is saved."""
 
-    rank: int = Field(16, ge=1, le=16_384)
-    alpha: float = Field(32.0, gt=0, le=1e6)
+    rank: int = Field(default=16, ge=1, le=16_384)
+    alpha: float = Field(default=32.0, gt=0, le=1e6)
     targets: list[str] | Literal["all-linear"] = "all-linear"
 
 
-class ModelConfig(Section):
+class ModelConfig(Section, frozen=True):
     path: str = "builtin:tiny-base"
     """A Hugging Face hub id, a local folder, or `builtin:tiny-base`, the base model that ships with treepref."""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
@@ -40,17 +40,17 @@ class ModelConfig(Section):
     lora: LoraConfig | None = None
 
 
-class SplitConfig(Section):
+class SplitConfig(Section, frozen=True):
     """How many problems each split holds; disjoint by normalised question text."""
 
-    labelled: int = Field(0, ge=0, le=10_000_000)
+    labelled: int = Field(default=0, ge=0, le=10_000_000)
     """Problems with rationales, for the warm-up SFT."""
-    train: int = Field(1000, ge=1, le=10_000_000)
+    train: int = Field(default=1000, ge=1, le=10_000_000)
     """Problems with answers only, for search."""
-    eval: int = Field(500, ge=1, le=10_000_000)
+    eval: int = Field(default=500, ge=1, le=10_000_000)
 
 
-class TaskConfig(Section):
+class TaskConfig(Section, frozen=True):
     kind: Literal[
         "reasoning_gym", "gsm8k", "math", "svamp", "jsonl", "arc_easy", "arc_challenge", "openbookqa", "commonsense_qa",
         "sciq", "aqua",
@@ -70,99 +70,99 @@ class TaskConfig(Section):
     eval_split: str = "validation"
     granularity: list[Annotated[int, Field(le=1000)]] = Field(default_factory=lambda: [1])
     """Arithmetic rationales: how many operations a step may merge; one is drawn at random for each step."""
-    slips: float = Field(0.0, ge=0, lt=1)
+    slips: float = Field(default=0.0, ge=0, lt=1)
     """chain_sum's rationales: chance that an operation merged with others gets the wrong sign (a person's slip)."""
     splits: SplitConfig = SplitConfig()
     prompt: str | None = None
     """Text with `{question}` or `module:function`; None takes the task's own."""
     chat: bool = False
     """Wrap the prompt in the tokenizer's chat template."""
-    delimiter: str = Field("\n", min_length=1)
+    delimiter: str = Field(default="\n", min_length=1)
     """The text that ends a step."""
     checker: str | None = None
     """`module:function(text, problem) -> bool`; None takes the task's own."""
     answer: Literal["auto", "number", "math", "text", "boxed"] = "auto"
     """How answers of gsm8k, math, svamp and jsonl are read. `auto`: the kind's own way, for jsonl a number where the
     problem's answer is one and text elsewhere; `math`: LaTeX compared by value; `boxed`: the same, in a box alone."""
-    check_seconds: float = Field(5.0, ge=0.01, le=86_400)
+    check_seconds: float = Field(default=5.0, ge=0.01, le=86_400)
     """A hung answer check costs this long, and counts as wrong."""
     tool: Literal["calculator", "python"] | None = None
     """A tool inside decoding, in search and evaluation alike: its results are forced into the text."""
 
 
-class EngineConfig(Section):
+class EngineConfig(Section, frozen=True):
     kind: Literal["torch"] = "torch"
-    max_rows: int = Field(256, ge=1, le=1_000_000)
+    max_rows: int = Field(default=256, ge=1, le=1_000_000)
     """Samples decoded together."""
-    cache_mb: int = Field(1024, ge=0, le=1_000_000_000)
+    cache_mb: int = Field(default=1024, ge=0, le=1_000_000_000)
     """Memory for the key-value cache of shared prefixes; the least recently used goes first."""
     batch_invariant: bool = False
     """One row and one token at a time: same result whatever the concurrency and however often killed. Slow."""
     weights: Literal["float32", "bfloat16", "int8"] = "float32"
     """What the engine multiplies with on a CPU. Below float32 it is faster, and its log-probs are those of another
     policy by a little: training recomputes the reference's. Training itself never runs in it."""
-    threads: int | None = Field(None, ge=1, le=1024)
+    threads: int | None = Field(default=None, ge=1, le=1024)
 
 
-class WarmupConfig(Section):
+class WarmupConfig(Section, frozen=True):
     """SFT on the labelled split before the first round (round 0 is what comes out of it)."""
 
-    epochs: int = Field(0, ge=0, le=10_000)
-    lr: float = Field(1e-3, gt=0, le=1)
-    batch_tokens: int = Field(4096, ge=1, le=1_000_000_000)
+    epochs: int = Field(default=0, ge=0, le=10_000)
+    lr: float = Field(default=1e-3, gt=0, le=1)
+    batch_tokens: int = Field(default=4096, ge=1, le=1_000_000_000)
     """Trained tokens an optimizer step."""
-    warmup_ratio: float = Field(0.03, ge=0, le=1)
-    weight_decay: float = Field(0.01, ge=0, le=1)
+    warmup_ratio: float = Field(default=0.03, ge=0, le=1)
+    weight_decay: float = Field(default=0.01, ge=0, le=1)
 
 
-class SelfEvaluationConfig(Section):
+class SelfEvaluationConfig(Section, frozen=True):
     """The policy weighs each step by a two-choice question about it (MCTS-DPO, arXiv 2405.00451): reward O + C."""
 
-    weight: float = Field(1.0, ge=0, le=100)
+    weight: float = Field(default=1.0, ge=0, le=100)
     """Factor on C; 0 asks and records C (for its AUC) but leaves the reward to the outcome."""
     question: str | None = None
     """Text put after the solution so far, ending right before the letter; None takes the task's own."""
-    right: str = Field("A", min_length=1)
+    right: str = Field(default="A", min_length=1)
     """The letter that means "right"."""
-    wrong: str = Field("B", min_length=1)
+    wrong: str = Field(default="B", min_length=1)
     example: str | None = None
     """A worked example put before the question; None: none."""
     hint: bool = False
     """Ground truth in the search: the question shows the problem's reference answer. Never in evaluation."""
 
 
-class SearchConfig(Section):
+class SearchConfig(Section, frozen=True):
     """What every tree search over steps has; beam search and MCTS in evaluation take their steps from it."""
 
-    simulations: int = Field(40, ge=1, le=1_000_000)
-    children: int = Field(5, ge=1, le=10_000)
+    simulations: int = Field(default=40, ge=1, le=1_000_000)
+    children: int = Field(default=5, ge=1, le=10_000)
     """Steps sampled at each expansion."""
-    root_children: int | None = Field(None, ge=1, le=10_000)
+    root_children: int | None = Field(default=None, ge=1, le=10_000)
     """The same at the root; None takes `children`."""
-    c: float = Field(1.5, ge=0, le=1e6)
+    c: float = Field(default=1.5, ge=0, le=1e6)
     """Exploration constant of PUCT."""
-    temperature: float = Field(1.0, ge=0.01, le=100)
-    first_temperature: float | None = Field(None, ge=0.01, le=100)
+    temperature: float = Field(default=1.0, ge=0.01, le=100)
+    first_temperature: float | None = Field(default=None, ge=0.01, le=100)
     """Sampling temperature of the first round; None takes `temperature`."""
-    top_p: float = Field(1.0, ge=1e-6, le=1)
-    max_depth: int = Field(8, ge=1, le=100_000)
-    max_step_tokens: int = Field(64, ge=1, le=10_000_000)
-    trees_in_flight: int = Field(64, ge=1, le=1_000_000)
+    top_p: float = Field(default=1.0, ge=1e-6, le=1)
+    max_depth: int = Field(default=8, ge=1, le=100_000)
+    max_step_tokens: int = Field(default=64, ge=1, le=10_000_000)
+    trees_in_flight: int = Field(default=64, ge=1, le=1_000_000)
 
 
-class MctsConfig(SearchConfig):
+class MctsConfig(SearchConfig, frozen=True):
     """svpo: MCTS over steps, as in AlphaMath (arXiv 2405.03553)."""
 
-    leaves_in_flight: int = Field(1, ge=1, le=10_000)
+    leaves_in_flight: int = Field(default=1, ge=1, le=10_000)
     """Leaves of one tree that may be expanded at once (virtual loss above 1)."""
     evaluate: Literal["value", "rollout"] = "value"
     """How an unfinished leaf is scored: the value head's V (0 while there is none), or one sampled continuation."""
 
 
-class EpisodeConfig(SearchConfig):
+class EpisodeConfig(SearchConfig, frozen=True):
     """mcts_dpo: MCTS whose simulations run to the end of a solution (MCTS-DPO, arXiv 2405.00451)."""
 
-    length_power: float = Field(1.0, ge=-10, le=10)
+    length_power: float = Field(default=1.0, ge=-10, le=10)
     """λ of the prior π(a|s) / |a|^λ."""
     self_evaluation: SelfEvaluationConfig | None = None
     """null leaves C out."""
@@ -170,19 +170,19 @@ class EpisodeConfig(SearchConfig):
     """Ground truth in the search: the reference rationale's steps are children too. Never in evaluation."""
 
 
-class FewestPairsConfig(Section):
-    min_problems: int = Field(32, ge=1, le=20_000_000)
+class FewestPairsConfig(Section, frozen=True):
+    min_problems: int = Field(default=32, ge=1, le=20_000_000)
     """Fewer problems with a pair than this, and the round stops with advice."""
 
 
-class PairConfig(FewestPairsConfig):
+class PairConfig(FewestPairsConfig, frozen=True):
     """svpo, mcts_dpo: which siblings become preferences (methods: SVPO)."""
 
-    min_gap: float = Field(0.2, ge=0, le=10_000)
+    min_gap: float = Field(default=0.2, ge=0, le=10_000)
     """Smallest Q(winner) − Q(loser)."""
-    min_visits: int = Field(1, ge=1, le=1_000_000)
-    max_per_parent: int = Field(1, ge=1, le=1_000_000)
-    max_per_tree: int = Field(8, ge=1, le=1_000_000)
+    min_visits: int = Field(default=1, ge=1, le=1_000_000)
+    max_per_parent: int = Field(default=1, ge=1, le=1_000_000)
+    max_per_tree: int = Field(default=8, ge=1, le=1_000_000)
     winner_reaches_answer: bool = True
     """The winner must lie on a path to a right answer."""
     level: Literal["step", "solution"] = "step"
@@ -190,54 +190,54 @@ class PairConfig(FewestPairsConfig):
     rule: Literal["siblings", "trace"] = "siblings"
     """Step pairs: any siblings by gap (svpo), or at each depth of the selected trace the highest against the lowest Q
     (mcts_dpo)."""
-    max_tokens: int | None = Field(None, ge=1, le=10_000_000)
+    max_tokens: int | None = Field(default=None, ge=1, le=10_000_000)
     """Longest side of a pair in tokens; None: no limit."""
 
 
-class TrainConfig(Section):
+class TrainConfig(Section, frozen=True):
     """How preferences are learned from; `row_tokens`, `attention` and `recompute` serve the warm-up too."""
 
     objective: Literal["svpo", "dpo", "cdpo", "cdpo_mean", "ipo", "ipo_mean", "sft"] = "svpo"
     """sft on the right solutions of the trees is rejection-sampling fine-tuning."""
-    beta: float = Field(0.1, ge=1e-4, le=100)
-    value_weight: float = Field(0.1, ge=0, le=10_000)
+    beta: float = Field(default=0.1, ge=1e-4, le=100)
+    value_weight: float = Field(default=0.1, ge=0, le=10_000)
     """a in L: the value head's regression on its targets."""
     value_target: Literal["mean", "best"] = "mean"
     """mean: Q, as published; best: the best outcome found below a step, which is ours."""
-    margin_weight: float = Field(0.1, ge=0, le=10_000)
+    margin_weight: float = Field(default=0.1, ge=0, le=10_000)
     """b in L: the ranking loss on the pair's values."""
-    margin: float = Field(0.5, ge=0, le=100)
+    margin: float = Field(default=0.5, ge=0, le=100)
     """m in L."""
-    sft_weight: float = Field(0.1, ge=0, le=10_000)
+    sft_weight: float = Field(default=0.1, ge=0, le=10_000)
     """c in L: NLL of the winner, per token."""
     smoothing: Literal["none", "visits"] = "visits"
     """visits: label smoothing 1 / (N_w / N_l + 1), at most 0.5 (MCTS-DPO)."""
     reference: Literal["initial", "previous"] = "previous"
     """The frozen policy of the DPO terms: the first round's start, or this round's."""
-    lr: float = Field(1e-5, gt=0, le=1)
-    value_lr: float | None = Field(None, gt=0, le=1)
+    lr: float = Field(default=1e-5, gt=0, le=1)
+    value_lr: float | None = Field(default=None, gt=0, le=1)
     """Learning rate of the value head; None takes `lr`."""
-    row_tokens: int = Field(2048, ge=16, le=10_000_000)
+    row_tokens: int = Field(default=2048, ge=16, le=10_000_000)
     """Length of a packed row."""
     attention: Literal["auto", "mask", "blocks", "flex"] = "auto"
     """How packed rows are attended to; auto: blocks on a CPU, the mask on a GPU, or what a resumed training had."""
     recompute: bool = False
     """Gradient checkpointing: each layer's activations are computed again in the backward pass."""
-    warmup_ratio: float = Field(0.03, ge=0, le=1)
+    warmup_ratio: float = Field(default=0.03, ge=0, le=1)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    clip: float = Field(1.0, gt=0, le=1e6)
-    weight_decay: float = Field(0.0, ge=0, le=1)
+    clip: float = Field(default=1.0, gt=0, le=1e6)
+    weight_decay: float = Field(default=0.0, ge=0, le=1)
 
 
-class EpochsConfig(TrainConfig):
+class EpochsConfig(TrainConfig, frozen=True):
     """svpo, dpo_st: passes over a round's trees. (mcts_dpo makes one step a batch of its online loop.)"""
 
-    epochs: int = Field(1, ge=1, le=10_000)
-    batch_trees: int = Field(64, ge=1, le=1_000_000)
+    epochs: int = Field(default=1, ge=1, le=10_000)
+    batch_trees: int = Field(default=64, ge=1, le=1_000_000)
     """Trees an optimizer step."""
 
 
-class ValueConfig(Section):
+class ValueConfig(Section, frozen=True):
     """svpo: the value head's fit, by logistic regression on what came of the steps that were searched and sampled.
 
     After a round's training the head is fitted anew to the policy as it is then; the first one to samples of policy 0.
@@ -245,9 +245,9 @@ class ValueConfig(Section):
 
     fit: bool = True
     """False: the head is only trained beside the policy (train.value_weight, train.margin_weight)."""
-    problems: int = Field(256, ge=0, le=10_000_000)
+    problems: int = Field(default=256, ge=0, le=10_000_000)
     """Training problems sampled for the first fit, before the first search; 0: the first search has no values."""
-    samples: int = Field(8, ge=1, le=10_000)
+    samples: int = Field(default=8, ge=1, le=10_000)
     """Solutions sampled a problem there, and solutions of a tree that a fit takes, at most."""
     layers: list[Annotated[float, Field(gt=0, le=1)]] = Field(
         default_factory=lambda: [0.5, 0.67, 0.83, 1.0], min_length=1
@@ -255,84 +255,84 @@ class ValueConfig(Section):
     """Where the head may read, as shares of the model's depth; which is best is measured on problems held back."""
     pools: list[Literal["last", "mean"]] = Field(default_factory=lambda: ["last", "mean"], min_length=1)
     """What it may read there: a step's last token, the mean over the solution so far."""
-    ranking: float = Field(0.0, ge=0, le=1000)
+    ranking: float = Field(default=0.0, ge=0, le=1000)
     """Weight of a loss that ranks right over wrong solutions of one problem, beside right or wrong alone."""
-    most_steps: int = Field(8192, ge=16, le=10_000_000)
+    most_steps: int = Field(default=8192, ge=16, le=10_000_000)
     """Steps that a fit looks at, at most."""
 
 
-class OnlineConfig(Section):
+class OnlineConfig(Section, frozen=True):
     """mcts_dpo: search a batch of problems, update on it, search the next with the new weights."""
 
     enabled: bool = True
     """False: all trees come from the round's first policy (offline), in the same batches."""
-    batch_problems: int = Field(32, ge=1, le=10_000_000)
+    batch_problems: int = Field(default=32, ge=1, le=10_000_000)
     """Problems searched between two updates."""
-    checkpoint_every: int = Field(10, ge=1, le=1_000_000)
+    checkpoint_every: int = Field(default=10, ge=1, le=1_000_000)
     """Updates between two saved training states: what a kill costs at most is that much training, and no search."""
 
 
-class SelfTrainingConfig(Section):
+class SelfTrainingConfig(Section, frozen=True):
     """dpo_st (arXiv 2407.18248): each round a DPO step on sampled solutions, then SFT of the base on pseudo-labels."""
 
     dpo: bool = True
     """False: plain self-training, pseudo-labels come from the SFT model itself."""
     pseudo_labels: bool = True
     """False: SFT alone: no sampling and no rounds, only the warm-up."""
-    dpo_samples: int = Field(5, ge=1, le=10_000)
+    dpo_samples: int = Field(default=5, ge=1, le=10_000)
     """Solutions sampled a problem for the DPO step."""
-    label_samples: int = Field(3, ge=1, le=10_000)
+    label_samples: int = Field(default=3, ge=1, le=10_000)
     """K: solutions sampled a problem for pseudo-labels."""
-    temperature: float = Field(0.7, ge=0.01, le=100)
-    max_tokens: int = Field(300, ge=1, le=10_000_000)
+    temperature: float = Field(default=0.7, ge=0.01, le=100)
+    max_tokens: int = Field(default=300, ge=1, le=10_000_000)
     """Longest sampled solution."""
-    similarity: float = Field(0.7, ge=0, le=1)
+    similarity: float = Field(default=0.7, ge=0, le=1)
     """A solution is kept only if its Jaccard similarity to all kept ones is at most this."""
-    pairs_per_problem: int = Field(3, ge=1, le=1_000_000)
+    pairs_per_problem: int = Field(default=3, ge=1, le=1_000_000)
     """The least similar right/wrong pairs of a problem are kept."""
-    cap_percentile: float = Field(90.0, gt=0, le=100)
+    cap_percentile: float = Field(default=90.0, gt=0, le=100)
     """Solutions of a problem in the SFT set, at most this percentile of their number over all problems."""
     gold_positive: bool = True
     """The labelled problems' own rationales are among the right solutions of the DPO step."""
-    patience: int = Field(1, ge=0, le=1_000_000)
+    patience: int = Field(default=1, ge=0, le=1_000_000)
     """Rounds without better greedy accuracy after which the loop stops; 0: never."""
 
 
 _Width = Annotated[int, Field(le=1000)]
 
 
-class EvalConfig(Section):
+class EvalConfig(Section, frozen=True):
     """Greedy decoding and samples."""
 
-    samples: int = Field(32, ge=1, le=10_000)
+    samples: int = Field(default=32, ge=1, le=10_000)
     """Samples a problem for self-consistency, best-of-n, weighted vote and pass@k, on the last round."""
-    samples_between: int = Field(8, ge=0, le=10_000)
+    samples_between: int = Field(default=8, ge=0, le=10_000)
     """The same on earlier rounds."""
-    temperature: float = Field(1.0, ge=0.01, le=100)
-    top_p: float = Field(1.0, ge=1e-6, le=1)
-    max_tokens: int = Field(512, ge=1, le=10_000_000)
+    temperature: float = Field(default=1.0, ge=0.01, le=100)
+    top_p: float = Field(default=1.0, ge=1e-6, le=1)
+    max_tokens: int = Field(default=512, ge=1, le=10_000_000)
     """Longest solution."""
 
 
-class GuidedEvalConfig(EvalConfig):
+class GuidedEvalConfig(EvalConfig, frozen=True):
     """svpo, mcts_dpo: and what a value head guides."""
 
     sbs: list[tuple[_Width, _Width]] = Field(default_factory=lambda: [(1, 2), (1, 4), (2, 4), (4, 4)])
     """Step-level beam search widths (B1, B2)."""
-    sbs_likelihood: float | None = Field(None, ge=0, le=1e6)
+    sbs_likelihood: float | None = Field(default=None, ge=0, le=1e6)
     """How a partial solution's mean log-prob counts when beams are ranked. None: joined with V as the value head's fit
     learned it; a number: V + so much times it; 0: V alone."""
     mcts: bool = False
     """MCTS at inference, with the search section's numbers and c = 1.25."""
 
 
-class BudgetConfig(Section):
+class BudgetConfig(Section, frozen=True):
     """Hard limits of the whole run. None: no limit."""
 
-    tokens: int | None = Field(None, ge=1, le=10**18)
+    tokens: int | None = Field(default=None, ge=1, le=10**18)
     """Generated, prefilled, scored and trained tokens together."""
-    seconds: float | None = Field(None, gt=0, le=1e9)
-    disk_gb: float | None = Field(None, gt=0, le=1e9)
+    seconds: float | None = Field(default=None, gt=0, le=1e9)
+    disk_gb: float | None = Field(default=None, gt=0, le=1e9)
 
 
 Method = Literal["svpo", "mcts_dpo", "dpo_st"]
@@ -340,13 +340,13 @@ Conflict = tuple[str, str]
 """A key, and what is wrong with its value."""
 
 
-class Recipe(Section):
+class Recipe(Section, frozen=True):
     """What the recipes of all methods have. A run's is one of `RECIPES`, which add the sections of their method."""
 
     name: str
     method: Method
-    seed: int = Field(0, ge=-(2**63), lt=2**63)
-    rounds: int = Field(2, ge=0, le=1000)
+    seed: int = Field(default=0, ge=-(2**63), lt=2**63)
+    rounds: int = Field(default=2, ge=0, le=1000)
     """Rounds of search, pairs, training and evaluation. 0: warm-up and evaluation alone."""
     model: ModelConfig = ModelConfig()
     task: TaskConfig = TaskConfig()
@@ -403,7 +403,7 @@ class Recipe(Section):
             )
 
 
-class TreeRecipe(Recipe):
+class TreeRecipe(Recipe, frozen=True):
     """svpo, mcts_dpo: a tree search over steps."""
 
     search: SearchConfig
@@ -427,7 +427,7 @@ class TreeRecipe(Recipe):
                 yield "eval.sbs", f"beam widths must be at least 1 (got {list(widths)})"
 
 
-class SvpoRecipe(TreeRecipe):
+class SvpoRecipe(TreeRecipe, frozen=True):
     """SVPO (arXiv 2406.10858)."""
 
     method: Literal["svpo"] = "svpo"
@@ -446,7 +446,7 @@ class SvpoRecipe(TreeRecipe):
         return self.has_fits and self.value.fit and self.value.problems > 0 and self.rounds > 0
 
 
-class MctsDpoRecipe(TreeRecipe):
+class MctsDpoRecipe(TreeRecipe, frozen=True):
     """MCTS-DPO (arXiv 2405.00451)."""
 
     method: Literal["mcts_dpo"] = "mcts_dpo"
@@ -468,7 +468,7 @@ class MctsDpoRecipe(TreeRecipe):
         return None
 
 
-class DpoStRecipe(Recipe):
+class DpoStRecipe(Recipe, frozen=True):
     """DPO-ST (arXiv 2407.18248)."""
 
     method: Literal["dpo_st"] = "dpo_st"

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from treepref.engines.kv_cache import Sharing, SlotCache
+from treepref.models.hidden import decoder_of, embedding_rows
 from treepref.models.policy import Policy, attention_by
 
 SHARED = "treepref_shared"
@@ -32,7 +33,7 @@ class CannotShare(Exception):
 
 
 def shared_attention(
-    module: torch.nn.Module,
+    module: Any,  # a layer: it knows its own number
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -154,10 +155,10 @@ def _masks(policy: Policy, query_RS: Tensor, key_RL: Tensor) -> Tensor | dict[st
     """
     config = policy.model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ())
-    window = getattr(config, "sliding_window", None)
+    window: int | None = getattr(config, "sliding_window", None)
     slides = window is not None and (not kinds or "sliding_attention" in kinds) and int(query_RS.max()) >= window
     ahead_RSL = key_RL[:, None] > query_RS[:, :, None]
-    if not slides:
+    if window is None or not slides:
         return _additive(ahead_RSL, policy.dtype)
     sliding = _additive(ahead_RSL | (key_RL[:, None] <= query_RS[:, :, None] - window), policy.dtype)
     if kinds <= {"sliding_attention"}:
@@ -181,9 +182,9 @@ def can_share(policy: Policy) -> bool:
 
     Its distance from a plain forward must be that of the ordinary pass over the same cache, but for rounding.
     """
-    if policy.model.get_decoder().config._attn_implementation != "sdpa":
+    if decoder_of(policy.model).config._attn_implementation != "sdpa":
         return False
-    rows = policy.model.get_input_embeddings().weight.shape[0]
+    rows = embedding_rows(policy.model)
     tokens = [(7 * i + 1) % rows for i in range(14)]
     prefixes, owns = [tokens[:5], tokens[5:8]], [tokens[8:10], tokens[10:12], tokens[12:]]
     texts = [prefixes[0] + owns[0], prefixes[0] + owns[1], prefixes[1] + owns[2]]

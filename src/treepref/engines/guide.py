@@ -20,7 +20,8 @@ def score_guide(given: Sequence[int], room: int, eos: Collection[int], tool: Too
     """
     ends: Finish = "length" if len(given) > room else "eos" if given[-1] in eos else "step"
     guide = Guide(None, given[:room], ends)
-    guide.forced = list((tool and forced_mask(tool, given[:room])) or ())
+    mask = forced_mask(tool, given[:room]) if tool is not None else None
+    guide.forced = list(mask or ())
     return guide
 
 
@@ -37,7 +38,7 @@ class Guide:
         """`tool` watches a sample; without it `given` is a continuation to score, which ends as `ends` says."""
         self._tool = tool
         self._queue = deque(given)
-        self._ends = ends
+        self._ends: Finish | None = ends
         self.forced: list[bool] = []
         """Of each token so far, whether the tool forced it."""
         self.checked = 0

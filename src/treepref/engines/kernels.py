@@ -77,7 +77,7 @@ def pack(model: nn.Module, precision: Precision = "float32") -> int:
     that are not float32 themselves, and where torch was built without MKL. Raises ModelError where a reduced precision
     is asked for and cannot be.
     """
-    layers = [m for m in model.modules() if type(m) in (nn.Linear, PackedLinear)]
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear) and type(m) in (nn.Linear, PackedLinear)]
     obstacle = _obstacle(layers, precision)
     if obstacle and precision != "float32":
         raise ModelError(f"engine.weights={precision} {obstacle}: take engine.weights=float32")
@@ -86,8 +86,8 @@ def pack(model: nn.Module, precision: Precision = "float32") -> int:
     layers = [layer for layer in layers if layer.weight.numel() >= SMALLEST]
     for layer in layers:
         layer.__class__ = PackedLinear
-        layer.precision = precision
-        layer._packed = None
+        assert isinstance(layer, PackedLinear)
+        layer.precision, layer._packed = precision, None
     return len(layers)
 
 

@@ -173,8 +173,9 @@ def sharing(slots: Sequence[int], lengths: Sequence[int], prefixes: Block) -> Sh
         rows_SN[slot_R[row_R] - cut.start, place_R[row_R]] = row_R
         start, stop = int(row_R[0]), int(row_R[0]) + rows_SN.size
         even = np.array_equal(rows_SN.ravel(), np.arange(start, stop))
-        index = (torch.from_numpy(x).to(device) for x in (rows_SN, row_R, slot_R[row_R] - cut.start, place_R[row_R]))
-        bands.append(Band(cut, *index, max(lengths[cut]), slice(start, stop) if even else None))
+        there = [torch.from_numpy(x).to(device) for x in (rows_SN, row_R, slot_R[row_R] - cut.start, place_R[row_R])]
+        rows, row, slot, place = there
+        bands.append(Band(cut, rows, row, slot, place, max(lengths[cut]), slice(start, stop) if even else None))
     return Sharing(bands, prefixes)
 
 

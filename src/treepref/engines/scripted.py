@@ -222,7 +222,8 @@ class ScriptedEngine:
 
     @property
     def limits(self) -> EngineLimits:
-        scores: set[Asked] = {"choice", "given"} | ({"value"} if self.has_values else set())
+        scores: set[Asked] = {"choice", "given", "value"}
+        scores -= set() if self.has_values else {"value"}
         return EngineLimits(self.max_context, True, frozenset(scores))
 
     def load(self, weights: Any) -> None:

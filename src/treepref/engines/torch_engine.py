@@ -83,7 +83,7 @@ class TorchEngine:
         self._questions: deque[Question] = deque()
         self._done: list[Result] = []
         self._tools: dict[str, Tool] = dict(tools or {})
-        self._vocabulary = policy.model.get_output_embeddings().weight.shape[0]
+        self._vocabulary = policy.vocabulary
         self._prefixes = PrefixTree(cache_mb << 20)
         self._cache = slot_cache(policy)
         self._hidden_RH = torch.zeros(0, policy.hidden_size, dtype=policy.dtype, device=policy.device)
@@ -95,7 +95,8 @@ class TorchEngine:
 
     @property
     def limits(self) -> EngineLimits:
-        scores: set[Asked] = {"choice", "given"} | ({"value"} if self.has_values else set())
+        scores: set[Asked] = {"choice", "given", "value"}
+        scores -= set() if self.has_values else {"value"}
         return EngineLimits(self.max_context, self.deterministic, frozenset(scores))
 
     @property
@@ -212,6 +213,7 @@ class TorchEngine:
 
     def _run(self, start: int, texts: Sequence[tuple[int, ...]], held: list[int]) -> torch.Tensor:
         """One pass over what is not held of the texts, or one a token; returns hidden states of the last [texts, H]."""
+        hidden_WH = self._hidden_RH[:0]
         while any(h < len(text) for text, h in zip(texts, held, strict=True)):
             steps = 1 if self.deterministic else max(len(text) - h for text, h in zip(texts, held, strict=True))
             ids_RS = np.zeros((len(texts), steps), dtype=np.int64)
@@ -341,7 +343,7 @@ class TorchEngine:
             row.waits = told is not False
             if row.waits:
                 waiting.add(index)
-                row.finish = None if told is True else told
+                row.finish = None if isinstance(told, bool) else told
         return waiting
 
     def _dictate(self, guided: Sequence[int], logits_BV: torch.Tensor, drawn: list[list[Any]]) -> set[int]:

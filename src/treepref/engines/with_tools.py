@@ -29,7 +29,7 @@ _part_numbers = itertools.count()
 
 
 @dataclass(slots=True, eq=False)
-class _Asked:
+class _Pending:
     """A request with a tool, and what has come back of it."""
 
     request: Request
@@ -52,7 +52,7 @@ class _Asked:
 class _Sample:
     """A sample on its way: its tokens so far, and what is known of the first `len(logprobs)` of them."""
 
-    asked: _Asked
+    asked: _Pending
     index: int
     seed: int
     state: ToolState
@@ -157,7 +157,7 @@ class WithTools:
         """`tools`: by name, in place of those that `load_tool` makes when a request first names them."""
         self._engine = engine
         self._tools: dict[str, Tool] = dict(tools or {})
-        self._parts: dict[str, tuple[_Asked, Callable[[Result], None]]] = {}
+        self._parts: dict[str, tuple[_Pending, Callable[[Result], None]]] = {}
         self._outbox: list[Request] = []
         self._busy: list[_Sample] = []
         self._done: list[Result] = []
@@ -227,7 +227,7 @@ class WithTools:
             self._tools[name] = load_tool(name, self._engine.tokenizer)
         tool, most = self._tools[name], min(request.max_tokens, self.limits.max_context - len(request.prefix))
         sums = request.want_value and {"value", "given"} <= self.limits.scores
-        asked = _Asked(request, tool, most, sums, completions=[None] * (request.n + len(request.given)))
+        asked = _Pending(request, tool, most, sums, completions=[None] * (request.n + len(request.given)))
         for index, seed in enumerate(request.seeds[: request.n]):
             state = tool.begin(request.prefix[request.prompt_tokens :])
             guide = Guide(state)
@@ -239,12 +239,12 @@ class WithTools:
             first = replace(first, stops=sample.state.stops, delimiter=delimiter)
         self._ask(asked, first, lambda result: self._first(asked, result))
 
-    def _ask(self, asked: _Asked, part: Request, then: Callable[[Result], None]) -> None:
+    def _ask(self, asked: _Pending, part: Request, then: Callable[[Result], None]) -> None:
         self._outbox.append(part)
         self._parts[part.id] = asked, then
         asked.parts += 1
 
-    def _first(self, asked: _Asked, result: Result) -> None:
+    def _first(self, asked: _Pending, result: Result) -> None:
         asked.prefix_value = result.prefix_value
         for sample, found in zip(asked.samples, result.completions, strict=False):
             self._sampled(sample, found)
@@ -281,7 +281,7 @@ class WithTools:
             sample.guide.close()
             sample.asked.completions[sample.index] = sample.completion()
 
-    def _settle(self, asked: _Asked) -> None:
+    def _settle(self, asked: _Pending) -> None:
         """Make the result of a request that needs nothing more, or nothing more of which can come."""
         if asked.parts or (asked.error is None and None in asked.completions):
             return

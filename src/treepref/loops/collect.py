@@ -7,10 +7,10 @@ decoding and evaluation are given questions and make their own searches.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 
-from treepref.config import MctsDpoRecipe, PairConfig, SelfEvaluationConfig, SvpoRecipe
+from treepref.config import MctsDpoRecipe, PairConfig, SelfEvaluationConfig, SvpoRecipe, TreeRecipe
 from treepref.driver import Job
 from treepref.errors import RecipeError, TooFewPairs
 from treepref.loops.grow import grow, search_limits, tree_job
@@ -26,7 +26,7 @@ from treepref.search.base import Judge, Search
 from treepref.search.episodes import EpisodeMcts
 from treepref.search.limits import Limits
 from treepref.search.mcts import Mcts
-from treepref.training.pairs import PairStats, sibling_pairs, solution_pairs, trace_pairs
+from treepref.training.pairs import PairStats, TextOf, sibling_pairs, solution_pairs, trace_pairs
 from treepref.types import Choice, Join, Pair, PolicyId, Problem, Tree
 
 Rules = Callable[[Problem], Search]
@@ -35,7 +35,7 @@ Rules = Callable[[Problem], Search]
 
 def mcts_rules(session: Session, round: int) -> Rules:
     """SVPO's search of a round, for each problem."""
-    rules = mcts_of(session.recipe, search_limits(session, round), session.serving.join())
+    rules = mcts_of(session.recipe_of(SvpoRecipe), search_limits(session, round), session.serving.join())
     return lambda problem: rules
 
 
@@ -50,8 +50,9 @@ def mcts_of(recipe: SvpoRecipe, limits: Limits, join: Join | None = None) -> Mct
 
 def episode_rules(session: Session, round: int) -> Rules:
     """MCTS-DPO's search of a round for each problem: with its question, and its reference where that is wanted."""
-    config, context = session.recipe.search, session.serving.engine.limits.max_context
-    plain = episodes_of(session.recipe, search_limits(session, round))
+    recipe, context = session.recipe_of(MctsDpoRecipe), session.serving.engine.limits.max_context
+    config = recipe.search
+    plain = episodes_of(recipe, search_limits(session, round))
     asked, weight = _questions(session), config.self_evaluation.weight if config.self_evaluation else 0.0
 
     def rules(problem: Problem) -> EpisodeMcts:
@@ -76,7 +77,11 @@ def episodes_of(recipe: MctsDpoRecipe, limits: Limits) -> EpisodeMcts:
 
 def _questions(session: Session) -> Callable[[Problem], Choice | None]:
     """The self-evaluation question of each problem: the same for all, but for a hint."""
-    config, tokenizer, delimiter = session.recipe.search.self_evaluation, session.text.tokenizer, session.task.delimiter
+    config, tokenizer, delimiter = (
+        session.recipe_of(MctsDpoRecipe).search.self_evaluation,
+        session.text.tokenizer,
+        session.task.delimiter,
+    )
     if config is None:
         return lambda problem: None
 
@@ -136,7 +141,7 @@ def search(session: Session, round: int, rules_of: Callable[[Session, int], Rule
     rules, judge = rules_of(session, round), session.answers.judge(stage, "train")
     grow(
         session, stage, search_jobs(session, round, session.problems("train"), rules, judge, policy),
-        policy=policy, seed=search_seed(round), at_once=session.recipe.search.trees_in_flight,
+        policy=policy, seed=search_seed(round), at_once=session.recipe_of(TreeRecipe).search.trees_in_flight,
         title=f"round {round}: search", total=store.count_problems("train"), done=store.count_trees(stage),
     )  # fmt: skip
     finish_search(session, round)
@@ -187,10 +192,10 @@ def against_plain_samples(store: Store) -> str | None:
 
 def pairs_of(session: Session, tree: Tree) -> list[Pair]:
     """The tree's preferences, as the recipe asks for them."""
-    return tree_pairs(tree, session.recipe.pairs, session.text.decode)
+    return tree_pairs(tree, session.recipe_of(TreeRecipe).pairs, session.text.decode)
 
 
-def tree_pairs(tree: Tree, config: PairConfig, text: Callable[[Sequence[int]], str]) -> list[Pair]:
+def tree_pairs(tree: Tree, config: PairConfig, text: TextOf) -> list[Pair]:
     """A tree's preferences at the level and by the rule of the configuration; `text` decodes a step."""
     if config.level == "solution":
         return solution_pairs(tree, config, text)

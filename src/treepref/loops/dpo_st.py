@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from treepref.config import Recipe, SelfTrainingConfig
+from treepref.config import DpoStRecipe, SelfTrainingConfig
 from treepref.driver import Job
 from treepref.loops import collect, learn
 from treepref.loops.evaluate import evaluate
@@ -43,7 +43,7 @@ _SEEDS = {"search": 0, "labels": 500_009}
 
 def dpo_st(session: Session) -> None:
     """The algorithm."""
-    config = session.recipe.self_training
+    config = session.recipe_of(DpoStRecipe).self_training
     learn.warm_up(session)
     evaluate(session, 0)
     for round in range(1, session.recipe.rounds + 1 if config.pseudo_labels else 1):
@@ -67,7 +67,7 @@ def sample(session: Session, round: int) -> None:
     Beside the samples stand, scored by the same model, a labelled problem's gold rationale and the finished solutions
     of the rounds before: the pool grows, and what is recorded with it are the reference's log-probs.
     """
-    config = session.recipe.self_training
+    config = session.recipe_of(DpoStRecipe).self_training
 
     def given(problem: Problem) -> tuple[Tokens, ...]:
         gold = _gold(session, problem) if config.gold_positive else ()
@@ -78,7 +78,7 @@ def sample(session: Session, round: int) -> None:
 
 def make_pairs(session: Session, round: int) -> None:
     """The round's preferences: right over wrong, the least similar ones of each problem."""
-    config = session.recipe.self_training
+    config = session.recipe_of(DpoStRecipe).self_training
 
     def rule(session: Session, tree: Tree) -> list[Pair]:
         gold = _gold(session, _problem(session, tree.problem_id)) if config.gold_positive else ()
@@ -107,7 +107,7 @@ def prefer(session: Session, round: int) -> None:
 
 def label(session: Session, round: int) -> None:
     """Solutions of every question from the DPO model (without DPO from the SFT model): trees in `round-R/labels`."""
-    config = session.recipe.self_training
+    config = session.recipe_of(DpoStRecipe).self_training
     policy = dpo_policy(round) if config.dpo else round_policy(round - 1)
     _sample(session, Stage(round, "labels"), policy=policy, n=config.label_samples)
 
@@ -135,7 +135,7 @@ def pseudo_labels(session: Session, round: int) -> list[tuple[Tree, list[Node]]]
 
     A labelled problem's rationale comes first and counts; then the older rounds before the newer.
     """
-    config = session.recipe.self_training
+    config = session.recipe_of(DpoStRecipe).self_training
     found: list[tuple[Tree, int, list[Node]]] = []
     for problem in _problems(session):
         trees = _trees(session, problem, "labels", range(1, round + 1))
@@ -150,7 +150,7 @@ def pseudo_labels(session: Session, round: int) -> list[tuple[Tree, list[Node]]]
 
 def _stop(session: Session, round: int) -> bool:
     """Whether the rounds end here, and say so. Judged on the eval split, as the paper judges on a validation set."""
-    patience = session.recipe.self_training.patience
+    patience = session.recipe_of(DpoStRecipe).self_training.patience
     accuracies = [_greedy_accuracy(session, k) for k in range(round + 1)]
     if round == session.recipe.rounds or improves(accuracies, patience):
         return False
@@ -195,7 +195,7 @@ def _sample(
     """
     if not session.begin(stage):
         return
-    store, config = session.store, session.recipe.self_training
+    store, config = session.store, session.recipe_of(DpoStRecipe).self_training
     context, judge = session.serving.serve(policy).limits.max_context, session.answers.judge(stage, *POOLS)
 
     def job(problem: Problem) -> Job:
@@ -252,7 +252,7 @@ def _trees(session: Session, problem: Problem, name: str, rounds: range) -> list
     return [tree for tree in found if tree is not None]
 
 
-def order(recipe: Recipe) -> Order:
+def order(recipe: DpoStRecipe) -> Order:
     """The stages of a round: those of the DPO step, where there is one, then those of the SFT step."""
     config = recipe.self_training
     if not config.pseudo_labels:

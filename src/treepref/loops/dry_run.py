@@ -11,24 +11,28 @@ import math
 import random
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Protocol, TypeVar
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from typing import TypeVar
 
 from treepref.driver import Job, drive
 from treepref.engines.base import EngineLimits
 from treepref.engines.scripted import ScriptedEngine
 from treepref.search.base import Search
+from treepref.search.beam import StepBeam
 from treepref.search.episodes import EpisodeMcts
-from treepref.search.limits import Limits
 from treepref.search.mcts import Mcts
+from treepref.search.sampling import Sampling, StepSampling
 from treepref.types import BASE, Choice, Completion, Finish, Request, Result, Tree, new_tree
 
 TREES = 16
 """As many trees are grown for a search; more say little more."""
-EXPANSIONS = 1500
+EXPANSIONS = 500
 """And as many expansions, together: a larger search is tried on fewer trees, down to one."""
-DEEPEST = 64
+DEEPEST = 32
 """Steps of a solution that are taken one by one."""
+WIDEST = 16
+"""Samples of an expansion that are drawn one by one."""
 CONTEXT = sys.maxsize
 """Nothing is cut by the context: a model's is known only when it is loaded."""
 
@@ -62,7 +66,7 @@ class Lengths:
         return self.most if self.at_limits else min(self.steps * self.step, self.most)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Work:
     """Tokens by what is done for them."""
 
@@ -146,22 +150,21 @@ class Meter:
         if request.delimiter is None:
             left = (lengths.longest if lengths.at_limits else lengths.steps) - before
             each = max(1.0, left) * lengths.step if before else lengths.solution
-        self.work.generated += request.n * each
-        self.work.scored += lengths.solution * len(request.given)
-        self.work.scored += request.n * (request.want_value and self._values)
-        self.work.scored += request.n * lengths.question * (request.choice is not None)
+        values = request.want_value and self._values
+        asked = lengths.question * (request.choice is not None)
+        scored = lengths.solution * len(request.given) + request.n * (values + asked)
+        self.work += Work(generated=request.n * each, scored=scored)
 
     def _count_prefix(self, request: Request, before: int) -> None:
-        lengths, work = self.lengths, self.work
-        whole = request.delimiter is None
+        lengths, whole = self.lengths, request.delimiter is None
         if lengths.at_limits:
             state = lengths.prompt if whole and not before else lengths.prompt + lengths.longest * lengths.step
-            work.prefill += state * (request.n if whole else 1)
+            self.work += Work(prefill=state * (request.n if whole else 1))
             return
         again = request.prefix[0] in self._prompts
         self._prompts.add(request.prefix[0])
-        work.prefill += 0.0 if again else lengths.prompt
-        work.cached += before * lengths.step + lengths.prompt * (request.n - (not again))
+        cached = before * lengths.step + lengths.prompt * (request.n - (not again))
+        self.work += Work(prefill=0.0 if again else lengths.prompt, cached=cached)
 
 
 def _chance_to_end(lengths: Lengths) -> float:
@@ -187,31 +190,50 @@ def _judged(prefix: Sequence[int], choice: Choice) -> tuple[float, ...]:
     return (right, *[(1 - right) / max(1, len(choice.options) - 1)] * (len(choice.options) - 1))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Tried:
-    """What a search asked for on a problem, and the trees that it grew."""
+    """What a search asks for on a problem, and some trees that it grew."""
 
     work: Work
-    trees: list[Tree] = field(default_factory=list)
+    trees: tuple[Tree, ...]
+    scale: float
+    """How many times as many nodes the recipe's own trees have: large searches are tried in small."""
+
+    @property
+    def nodes(self) -> float:
+        """Of a tree, without its root."""
+        return self.scale * sum(len(tree.nodes) - 1 for tree in self.trees) / len(self.trees)
 
 
-class Limited(Search, Protocol):
-    """A search with limits, which is a dataclass."""
-
-    limits: Limits
+Searches = TypeVar("Searches", Mcts, EpisodeMcts)
+Rules = TypeVar("Rules", Mcts, EpisodeMcts, StepBeam, StepSampling, Sampling)
 
 
-Rules = TypeVar("Rules", Mcts, EpisodeMcts)
+@lru_cache(maxsize=64)  # most rounds search as the one before did
+def try_search(rules: Searches, lengths: Lengths, *, problems: int, values: bool, runs_on: bool) -> Tried:
+    """`try_rules` of a search by simulations, with fewer of them where there are very many.
+
+    `runs_on`: a simulation goes on to a solution's end.
+    """
+    deep = min(DEEPEST, lengths.longest) if runs_on else 1
+    fewer = max(1, min(rules.simulations, EXPANSIONS // deep))
+    times = rules.simulations / fewer
+    # At the limits no child is chosen twice before all were, so every simulation has a long way to go.
+    smaller = replace(rules, simulations=fewer, c=1e6 if lengths.at_limits else rules.c)
+    tried = try_rules(smaller, lengths, problems=problems, values=values, runs_on=runs_on, expansions=fewer)
+    return Tried(tried.work * times, tried.trees, tried.scale * times)
 
 
+@lru_cache(maxsize=64)
 def try_rules(
-    rules: Limited, lengths: Lengths, *, problems: int, values: bool, runs_on: bool = False, expansions: float = 1.0
+    rules: Rules, lengths: Lengths, *, problems: int, values: bool, runs_on: bool = False, expansions: int = 1
 ) -> Tried:
     """Grow trees by the rules, up to `TREES`, and count a tree's work.
 
     `runs_on`: the rules go on to a solution's end. Where that is far, a step stands for several. `expansions`: how many
     a tree has at most, or of them a step.
     """
+    narrow, wider = narrowed(rules)
     coarse = 1.0
     if runs_on:
         coarse = max(1.0, (lengths.longest if lengths.at_limits else lengths.steps) / DEEPEST)
@@ -220,33 +242,37 @@ def try_rules(
             longest=math.ceil(lengths.longest / coarse),
         )  # fmt: skip
         expansions *= min(DEEPEST, lengths.longest)
-        rules = replace(rules, limits=replace(rules.limits, max_depth=lengths.longest))  # type: ignore[type-var]
-    count = max(1, min(problems, TREES, int(EXPANSIONS / expansions)))
-    meter, trees = Meter(lengths, values=values), []
+        narrow = replace(narrow, limits=replace(narrow.limits, max_depth=lengths.longest))
+    work, trees = _grown(narrow, lengths, max(1, min(problems, TREES, EXPANSIONS // expansions)), values)
+    more = 1.0 if isinstance(narrow, (Mcts, EpisodeMcts)) else wider  # wider expansions are not more of them
+    prefill = work.prefill * more * (coarse if lengths.at_limits else 1.0)
+    scaled = replace(work * wider, prefill=prefill, scored=work.scored * wider * coarse)
+    return Tried(scaled, trees, wider)
+
+
+def narrowed(rules: Rules) -> tuple[Rules, float]:
+    """The rules with a few samples an expansion, and how many times as many the recipe's own draw."""
+    if isinstance(rules, StepBeam):
+        b1, b2 = min(rules.b1, WIDEST), min(rules.b2, WIDEST)
+        return replace(rules, b1=b1, b2=b2), rules.b1 * rules.b2 / (b1 * b2)
+    if isinstance(rules, (StepSampling, Sampling)):
+        n = min(rules.n, WIDEST)
+        return replace(rules, n=n), rules.n / n
+    root = rules.root_children
+    wider = max(1.0, rules.children / WIDEST, (root or 1) / WIDEST)
+    children = max(1, round(rules.children / wider))
+    return replace(rules, children=children, root_children=root and max(1, round(root / wider))), wider
+
+
+def _grown(rules: Search, lengths: Lengths, count: int, values: bool) -> tuple[Work, tuple[Tree, ...]]:
+    """So many trees, and the work of one."""
+    meter = Meter(lengths, values=values)
+    trees: list[Tree] = []
     jobs = (Job(new_tree(str(i), str(i), (i,)), rules, lambda tree, tokens: _outcome(tokens)) for i in range(count))
-
-    def done(job: Job) -> None:
-        trees.append(job.tree)
-
-    drive(jobs, meter, run_seed=0, trees_in_flight=count, journal=None, on_done=done)
-    work = meter.work * (1 / count)
-    work.scored *= coarse
-    work.prefill *= coarse if lengths.at_limits else 1.0
-    return Tried(work, trees)
-
-
-def try_search(rules: Rules, lengths: Lengths, *, problems: int, values: bool, runs_on: bool) -> tuple[Tried, float]:
-    """The same of a search by simulations, with fewer of them where there are very many; how many times its work is it?
-
-    `runs_on`: a simulation goes on to a solution's end.
-    """
-    deep = min(DEEPEST, lengths.longest) if runs_on else 1
-    fewer = max(1, min(rules.simulations, EXPANSIONS // deep))
-    smaller = replace(rules, simulations=fewer)
-    if lengths.at_limits:  # no child is chosen twice before all were, so every simulation has a long way to go
-        smaller = replace(smaller, c=1e6)
-    tried = try_rules(smaller, lengths, problems=problems, values=values, runs_on=runs_on, expansions=fewer)
-    return tried, rules.simulations / fewer
+    drive(
+        jobs, meter, run_seed=0, trees_in_flight=count, journal=None, on_done=lambda job: trees.append(job.tree)
+    )  # fmt: skip
+    return meter.work * (1 / count), tuple(trees)
 
 
 def _outcome(tokens: Sequence[int]) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from treepref.config import DpoStRecipe, MctsDpoRecipe, PairConfig, Recipe, SvpoRecipe, TrainConfig, TreeRecipe
 from treepref.evaluation import decoding
@@ -28,7 +29,9 @@ from treepref.recipes.estimate import (
     step_limits,
 )
 from treepref.recipes.sizing import ModelInfo, Rates
-from treepref.search.sampling import StepSampling
+from treepref.search.beam import StepBeam
+from treepref.search.mcts import Mcts
+from treepref.search.sampling import Sampling, StepSampling
 from treepref.training.examples import Example
 from treepref.types import Choice, Cost
 
@@ -107,13 +110,13 @@ class _Plan:
         todo = decoding.decoders(config, search, n=n, values=values, context=CONTEXT, delimiter=recipe.task.delimiter)
         work = Work()
         for decoder in todo:
-            rules = decoder.search
-            if hasattr(rules, "simulations"):
-                tried, times = try_search(rules, lengths, problems=problems, values=values, runs_on=False)
-                work += tried.work * times
-            else:
-                steps = decoder.name.startswith("sbs")
-                work += try_rules(rules, lengths, problems=problems, values=values, runs_on=steps).work
+            rules, asked = decoder.search, {"problems": problems, "values": values}
+            if isinstance(rules, Mcts):
+                work += try_search(rules, lengths, runs_on=False, **asked).work
+            elif isinstance(rules, StepBeam):
+                work += try_rules(rules, lengths, runs_on=True, expansions=rules.b1, **asked).work
+            elif isinstance(rules, Sampling):
+                work += try_rules(rules, lengths, **asked).work
         return _priced(self.price, work, problems, min(recipe.engine.max_rows, problems * max(1, n)))
 
 
@@ -131,12 +134,10 @@ class _SvpoPlan:
         config, lengths = self.recipe.value, lengths_of(self.recipe, self.assumed, bound)
         problems = min(config.problems, self.recipe.task.splits.train)
         rules = StepSampling(n=config.samples, limits=limits_of(self.recipe, 1, CONTEXT))
-        tried = try_rules(
-            rules, lengths, problems=problems, values=False, runs_on=True, expansions=float(config.samples)
-        )
-        tried.work.scored += _read_once(tried, lengths)
+        tried = try_rules(rules, lengths, problems=problems, values=False, runs_on=True, expansions=config.samples)
+        work = tried.work + Work(scored=_read_once(tried, lengths))
         in_flight = self.recipe.search.trees_in_flight * config.samples
-        return _priced(self.price, tried.work, problems, min(self.recipe.engine.max_rows, in_flight))
+        return _priced(self.price, work, problems, min(self.recipe.engine.max_rows, in_flight))
 
     def round(self, round: int) -> Stages:
         values = _has_values(self.recipe, round - 1)
@@ -147,10 +148,10 @@ class _SvpoPlan:
         yield "search", _searched(self.recipe, self.price, found, in_flight)
         yield "train", _trained(self.recipe, self.assumed, self.price, found, round, self.recipe.train.epochs)
 
-    def _tried(self, rules: object, values: bool, bound: bool) -> tuple[Tried, float]:
+    def _tried(self, rules: Mcts, values: bool, bound: bool) -> Tried:
         lengths = lengths_of(self.recipe, self.assumed, bound)
         problems = self.recipe.task.splits.train
-        return try_search(rules, lengths, problems=problems, values=values, runs_on=False)  # type: ignore[type-var]
+        return try_search(rules, lengths, problems=problems, values=values, runs_on=False)
 
 
 def _episodes(recipe: MctsDpoRecipe, assumed: Assumptions, price: Price, round: int) -> Stages:
@@ -170,16 +171,15 @@ def _episodes(recipe: MctsDpoRecipe, assumed: Assumptions, price: Price, round: 
     yield "train", _trained(recipe, assumed, price, found, round, 1)
 
 
-Found = dict[bool, tuple[Tried, float]]
-"""A search as it was tried, expected and at the limits, and how many times its work the real one's is."""
+Found = dict[bool, Tried]
+"""A search as it was tried: expected, and at the limits."""
 
 
 def _searched(recipe: TreeRecipe, price: Price, found: Found, in_flight: int) -> Callable[[bool], Cost]:
     rows = min(recipe.engine.max_rows, in_flight)
 
     def cost(bound: bool) -> Cost:
-        tried, times = found[bound]
-        return _priced(price, tried.work * times, recipe.task.splits.train, rows)
+        return _priced(price, found[bound].work, recipe.task.splits.train, rows)
 
     return cost
 
@@ -199,18 +199,17 @@ def _trained(
     fits = isinstance(recipe, SvpoRecipe) and recipe.has_fits
 
     def cost(bound: bool) -> Cost:
-        (tried, times), lengths = found[bound], lengths_of(recipe, assumed, bound)
-        if bound:
-            tokens = lengths.prompt + times * (_read_once(tried, lengths) - lengths.prompt)
-        else:
-            tokens = times * _example_tokens(tried, recipe.pairs, recipe.train, lengths, assumed.useful)
+        tried, lengths = found[bound], lengths_of(recipe, assumed, bound)
+        whole = _read_once(tried, lengths)
+        tokens = whole if bound else _example_tokens(tried, recipe.pairs, recipe.train, lengths, assumed.useful)
         tokens *= recipe.task.splits.train
-        read = recipe.task.splits.train * _read_once(tried, lengths) * times * fits
+        read = recipe.task.splits.train * whole * fits
         return price(trained=epochs * tokens, scored=read + tokens * (bound or rescored))
 
     return cost
 
 
+@lru_cache(maxsize=64)
 def _example_tokens(tried: Tried, pairs: PairConfig, train: TrainConfig, lengths: Lengths, useful: float) -> float:
     """Tokens of a tree's example, its prompt among them, where `useful` is the share of trees that give pairs.
 
@@ -219,9 +218,9 @@ def _example_tokens(tried: Tried, pairs: PairConfig, train: TrainConfig, lengths
     alone, paired = [], []
     for tree in tried.trees:
         made = tree_pairs(tree, pairs, lambda tokens: " ".join(map(str, tokens)))
-        alone.append(_size(tree_example(tree, [], train), lengths))
+        alone.append(_size(tree_example(tree, [], train), lengths, tried.scale))
         if made:
-            paired.append(_size(tree_example(tree, made, train), lengths))
+            paired.append(_size(tree_example(tree, made, train), lengths, tried.scale))
     without = sum(alone) / len(alone)
     with_pairs = (
         sum(paired) / len(paired) if paired else max(without, lengths.prompt + 2 * lengths.steps * lengths.step)
@@ -229,15 +228,15 @@ def _example_tokens(tried: Tried, pairs: PairConfig, train: TrainConfig, lengths
     return useful * with_pairs + (1 - useful) * without
 
 
-def _size(example: Example, lengths: Lengths) -> float:
+def _size(example: Example, lengths: Lengths, scale: float) -> float:
     """Tokens that it takes in a row; none where it teaches nothing."""
     teaches = example.pairs or example.counts.values or example.counts.tokens
-    return lengths.prompt + len(example.nodes) * lengths.step if teaches else 0.0
+    return lengths.prompt + scale * len(example.nodes) * lengths.step if teaches else 0.0
 
 
 def _read_once(tried: Tried, lengths: Lengths) -> float:
     """Tokens of a tried tree, its prompt among them."""
-    return lengths.prompt + lengths.step * sum(len(tree.nodes) - 1 for tree in tried.trees) / len(tried.trees)
+    return lengths.prompt + lengths.step * tried.nodes
 
 
 # ---- dpo_st ----------------------------------------------------------------------------------------------------------
@@ -256,7 +255,7 @@ def _self_training(recipe: DpoStRecipe, assumed: Assumptions, price: Price, roun
         """`given`: solutions beside the samples that are scored, a problem."""
         lengths = replace(lengths_of(recipe, assumed, bound), most=float(config.max_tokens))
         work = try_rules(sampling_of(config, n, CONTEXT), lengths, problems=problems, values=False).work
-        work.scored += given * lengths.solution
+        work += Work(scored=given * lengths.solution)
         return _priced(price, work, problems, min(recipe.engine.max_rows, problems * n))
 
     def preferred(bound: bool) -> Cost:

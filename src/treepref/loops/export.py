@@ -145,7 +145,7 @@ def export_run(run: Path, out_file: Path, *, round: int | None = None) -> tuple[
     with open_view(run, find_tokenizer) as view:
         _ = view.recipe  # before the file is looked at: a folder that is no run is the first thing to say
         _refuse_foreign(out_file)
-        eos = view.tokenizer.eos_token
+        eos: Any = view.tokenizer.eos_token
         written = export_trl(view.store, out_file, text_decoder(view.tokenizer), round=round, eos=eos)
         return written, written.warning(eos) if eos else None
 

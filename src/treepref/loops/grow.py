@@ -26,7 +26,7 @@ def tree_job(session: Session, problem: Problem, rules: Search, judge: Judge, po
 
 def search_limits(session: Session, round: int) -> Limits:
     """How a round's search samples with the run's engine."""
-    return limits_of(session.recipe, round, session.serving.engine.limits.max_context)
+    return limits_of(session.recipe_of(TreeRecipe), round, session.serving.engine.limits.max_context)
 
 
 def limits_of(recipe: TreeRecipe, round: int, context: int) -> Limits:

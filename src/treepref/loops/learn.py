@@ -8,7 +8,7 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
-from treepref.config import TrainConfig
+from treepref.config import EpochsConfig, SvpoRecipe, TrainConfig
 from treepref.errors import BudgetError, DataError
 from treepref.loops.fit import Fit, cost_of, rows_per_pass
 from treepref.loops.session import Session
@@ -99,7 +99,7 @@ def written_solution(session: Session, problem: Problem, epoch: int, policy: Pol
 
 def train_round(session: Session, round: int) -> None:
     """One round's update: from the policy of round − 1 and the round's preferences to the round's policy."""
-    train(session, Stage(round, "train"), round_policy(round), refits=session.recipe.has_fits)
+    train(session, Stage(round, "train"), round_policy(round), refits=session.recipe_of(SvpoRecipe).has_fits)
 
 
 def train(session: Session, stage: Stage, makes: PolicyId, *, refits: bool = False) -> None:
@@ -111,6 +111,7 @@ def train(session: Session, stage: Stage, makes: PolicyId, *, refits: bool = Fal
     if not session.begin(stage):
         return
     config = session.recipe.train
+    assert isinstance(config, EpochsConfig), "mcts_dpo trains batch by batch"
     policy = session.serving.policy(round_policy(round - 1), lora=True)
     examples = tree_examples(session, round)
     on_policy = config.objective == "sft" or _reference(session, round) == round_policy(round - 1)

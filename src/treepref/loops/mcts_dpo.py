@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
-from treepref.config import Recipe
+from treepref.config import MctsDpoRecipe
 from treepref.errors import BudgetError, DataError, TooFewPairs
 from treepref.loops import collect
 from treepref.loops.evaluate import evaluate
@@ -68,7 +68,7 @@ def iterate(session: Session, round: int) -> None:
     if session.store.stage_done(Stage(round, "train")):
         return
     this = _Round(session, round)
-    if not session.recipe.online.enabled:
+    if not session.recipe_of(MctsDpoRecipe).online.enabled:
         session.serving.publish(this.policy, batch_policy(round, 0))
         collect.search(session, round, collect.episode_rules)
     with stage_progress(f"round {round}", len(this.problems), unit="trees", done=this.done) as bar:
@@ -80,7 +80,7 @@ def iterate(session: Session, round: int) -> None:
     this.finish()
 
 
-def order(recipe: Recipe) -> Order:
+def order(recipe: MctsDpoRecipe) -> Order:
     """The stages of a round: search, pairs and training go by turns, so each of the three commands runs all of them."""
     return (("search", "pairs", "train"), ("eval",))
 
@@ -111,7 +111,7 @@ class _Round:
 
     def __init__(self, session: Session, round: int) -> None:
         self.session, self.round = session, round
-        self.store, self.config = session.store, session.recipe.online
+        self.store, self.config = session.store, session.recipe_of(MctsDpoRecipe).online
         self.search_stage, self.train_stage = Stage(round, "search"), Stage(round, "train")
         self.problems = _ordered(session, round)
         size = self.config.batch_problems
@@ -161,7 +161,7 @@ class _Round:
         todo = [p for p in self.batches[batch] if not self.store.has_tree(self.search_stage, p.id)]
         if not todo:
             return
-        policy, recipe = batch_policy(self.round, batch), self.session.recipe
+        policy, recipe = batch_policy(self.round, batch), self.session.recipe_of(MctsDpoRecipe)
         self.session.serving.publish(self.policy, policy)
         done, tokens = self.done, bar.status.tokens
         report = grow_some(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 import torch
 
@@ -41,6 +42,9 @@ _READING = ("search", "labels", "eval")
 """Stages that read answers."""
 DISK_CHECK_TREES = 64
 """The run's size on disk is measured once in so many stops asked for: walking the folder costs more than a token."""
+
+
+Method = TypeVar("Method", bound=Recipe)
 
 
 class Session:
@@ -86,6 +90,11 @@ class Session:
         self._open.close()
 
     # -- recipe and problems
+
+    def recipe_of(self, kind: type[Method]) -> Method:
+        """The run's recipe as that of the method whose stages ask: a stage runs for its own method alone."""
+        assert isinstance(self.recipe, kind), f"{type(self.recipe).__name__} is no {kind.__name__}"
+        return self.recipe
 
     def _settle_recipe(self, loaded: LoadedRecipe | None) -> Recipe:
         """The run's recipe; a changed one is taken over where that is allowed, elsewhere refused with a diff."""

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
+from treepref.config import SvpoRecipe
 from treepref.loops.fit import rows_per_pass
 from treepref.loops.grow import grow, search_limits, tree_job
 from treepref.loops.serving import FIRST_VALUES
@@ -37,7 +38,7 @@ def first_values(session: Session) -> None:
 
     A run whose first search was begun without goes on without. Raises BudgetError where a limit stops it.
     """
-    recipe, store = session.recipe, session.store
+    recipe, store = session.recipe_of(SvpoRecipe), session.store
     if (
         not recipe.has_first_values
         or (store.stage(FIRST) is None and store.stage(Stage(1, "search")) is not None)
@@ -78,7 +79,7 @@ def refit(session: Session, round: int, policy: Policy) -> tuple[dict[str, Any],
     if session.store.stage_done(FIRST):
         trees += session.store.trees(FIRST)
     fit, cost = fit_on(session, policy, trees)
-    if fit is not None and not session.recipe.value.fit:
+    if fit is not None and not session.recipe_of(SvpoRecipe).value.fit:
         _warn_if_far(session, round, fit)
     elif fit is not None and policy.value_head is not None:
         policy.value_head.set_fit(fit.weight_H, fit.bias, fit.read, fit.root, fit.join)
@@ -99,7 +100,7 @@ def _warn_if_far(session: Session, round: int, fit: ValueFit) -> None:
 
 def fit_on(session: Session, policy: Policy, trees: Sequence[Tree]) -> tuple[ValueFit | None, Cost]:
     """A head for `policy` from what came of the trees' steps, and what it cost."""
-    config, started = session.recipe.value, time.perf_counter()
+    config, started = session.recipe_of(SvpoRecipe).value, time.perf_counter()
     row_tokens = session.recipe.train.row_tokens
     data = value_data(
         policy.model,

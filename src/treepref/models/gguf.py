@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from treepref.errors import ModelError
 from treepref.models.folder import landing, needs_own_code, refuse_foreign
+from treepref.models.hidden import embedding_rows
 from treepref.models.quiet import quiet
 
 _DIGIT_SPLITTERS = frozenset({"smollm", "starcoder", "refact", "command-r"})
@@ -49,7 +50,7 @@ def import_gguf(file: str | Path, out: str | Path, *, dtype: str = "float32") ->
             f"transformers cannot import {file}: {error}. The file is damaged, or its architecture or quantisation is "
             "not supported: take the model's Hugging Face folder instead, or another quantisation of it"
         ) from error
-    tokenizer = _without_invented_tokens(tokenizer, rows=model.get_input_embeddings().weight.shape[0])
+    tokenizer = _without_invented_tokens(tokenizer, rows=embedding_rows(model))
     _restore_digit_splitting(tokenizer, file)
     drop_quantization(model)
     _check_finite(model, tokenizer, file)

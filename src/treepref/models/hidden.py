@@ -15,9 +15,29 @@ from torch import Tensor, nn
 from treepref.errors import ModelError
 
 
+def decoder_of(model: Any) -> Any:
+    """The transformer without its LM head. A causal LM's parts have no common type: each family has its own classes."""
+    return model.get_decoder()
+
+
+def embedding_rows(model: Any) -> int:
+    """How many token ids the model has an embedding for."""
+    return model.get_input_embeddings().weight.shape[0]
+
+
+def hidden_width(model: Any) -> int:
+    """H, of the hidden states that the LM head reads."""
+    return model.get_input_embeddings().weight.shape[1]
+
+
+def lm_head(model: Any) -> nn.Module | None:
+    """What makes logits of hidden states; None where that is no module of its own."""
+    return model.get_output_embeddings()
+
+
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """The decoder's stack of layers. Raises ModelError where it has none of the length that its config gives."""
-    decoder = model.get_decoder()
+    decoder = decoder_of(model)
     wanted = decoder.config.get_text_config().num_hidden_layers
     for module in decoder.modules():
         if isinstance(module, nn.ModuleList) and len(module) == wanted:

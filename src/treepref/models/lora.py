@@ -9,6 +9,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import reduce
 from typing import Any
 
 import torch
@@ -31,8 +32,9 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig, *, seed: int) -> No
 
     _check_rank(model, config)
     _check_targets(model, config)
+    alpha: Any = config.alpha  # peft says that it is an integer, and takes any number
     settings = peft.LoraConfig(
-        r=config.rank, lora_alpha=config.alpha, target_modules=config.targets, lora_dropout=0.0, bias="none"
+        r=config.rank, lora_alpha=alpha, target_modules=config.targets, lora_dropout=0.0, bias="none"
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -104,7 +106,8 @@ def _adapted(model: nn.Module) -> Iterator[tuple[str, Any]]:
 def _merged(layer: Any) -> Tensor:
     """W + scaling·B·A, added in the adapter's dtype and stored in the weight's."""
     weight = layer.get_base_layer().weight.detach()
-    delta = sum(layer.get_delta_weight(adapter).detach() for adapter in layer.active_adapters)
+    deltas = [layer.get_delta_weight(adapter).detach() for adapter in layer.active_adapters]
+    delta = reduce(torch.add, deltas)
     return (weight.to(delta.dtype) + delta).to(weight.dtype)
 
 

@@ -22,7 +22,9 @@ from treepref.config import LoraConfig
 from treepref.errors import ModelError
 from treepref.models import lora as adapters
 from treepref.models.folder import check_model_folder, folder_or_hub_id, landing, needs_own_code
+from treepref.models.hidden import decoder_of, embedding_rows, lm_head
 from treepref.models.quiet import quiet
+from treepref.models.text import own_eos_id
 from treepref.models.tiny import TINY_WORDS, build_tiny_model, build_tiny_tokenizer
 from treepref.models.value_head import ValueHead, load_value_head, save_value_head
 from treepref.types import BASE, PolicyId
@@ -68,7 +70,7 @@ class Policy:
 
         Adapters are left out: merged they cost nothing. Every expert of a mixture counts, also those not chosen.
         """
-        head = self.model.get_output_embeddings().weight
+        head: Tensor = self._lm_head.weight
         embeddings = {id(p) for m in self.model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
         rest = [p for n, p in self.model.named_parameters() if id(p) not in embeddings and "lora_" not in n]
         return sum(p.numel() for p in rest if p is not head) + head.numel()
@@ -91,7 +93,8 @@ class Policy:
         generation = getattr(self.model, "generation_config", None)
         found = getattr(generation, "eos_token_id", None)
         ids = {found} if isinstance(found, int) else set(found or ())
-        ids |= {self.tokenizer.eos_token_id} - {None}
+        own = own_eos_id(self.tokenizer)
+        ids |= set() if own is None else {own}
         if not ids:
             raise ModelError(
                 f"{self.name or 'the model'} has no EOS token: set eos_token in tokenizer_config.json or "
@@ -102,7 +105,7 @@ class Policy:
     @property
     def eos_id(self) -> int:
         """The EOS that solutions are trained to end in: the tokenizer's (an instruct model's end of turn)."""
-        own = self.tokenizer.eos_token_id
+        own = own_eos_id(self.tokenizer)
         return min(self.eos_ids) if own is None else own
 
     def body(self, input_ids: Tensor, **inputs: Any) -> Tensor:
@@ -113,9 +116,20 @@ class Policy:
         cached = inputs.get("past_key_values") is not None
         return self.model.get_decoder()(input_ids=input_ids, use_cache=cached, **inputs).last_hidden_state
 
+    @property
+    def _lm_head(self) -> Any:
+        head = lm_head(self.model)
+        assert head is not None, "a policy without an LM head is refused when it is loaded"
+        return head
+
+    @property
+    def vocabulary(self) -> int:
+        """Logits a token."""
+        return self._lm_head.weight.shape[0]
+
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of post-norm hidden states [..., H]."""
-        return self.model.get_output_embeddings()(hidden)
+        return self._lm_head(hidden)
 
     def load_weights(self, tensors: Iterable[tuple[str, Tensor]], value_head: ValueHead | None = None) -> None:
         """Copy weights in, tensor by tensor, as `Weights.tensors` gives them; a value head that comes along is trained.
@@ -236,7 +250,8 @@ def local_folder(path: str) -> Path | None:
 
 def _untrained(dtype: torch.dtype, device: torch.device, seed: int) -> Policy:
     tokenizer = build_tiny_tokenizer(-99, 199, TINY_WORDS)
-    model = build_tiny_model(len(tokenizer), seed=seed).to(device=device, dtype=dtype)
+    model: Any = build_tiny_model(len(tokenizer), seed=seed)
+    model.to(device=device, dtype=dtype)
     return Policy(model, tokenizer, ValueHead(model.config.hidden_size).to(device), name=UNTRAINED)
 
 
@@ -321,7 +336,7 @@ def _device(device: str) -> torch.device:
 
 def _check_vocabulary(policy: Policy) -> None:
     """Ids that the model has no embedding for would fail deep inside a run."""
-    rows = policy.model.get_input_embeddings().weight.shape[0]
+    rows = embedding_rows(policy.model)
     largest = max(policy.tokenizer.get_vocab().values())
     if largest >= rows:
         raise ModelError(
@@ -336,9 +351,9 @@ def _check_forward(policy: Policy) -> None:
 
     Soft-capped logits are refused by the config's word: on small logits the cap is too weak to be measured.
     """
-    if policy.model.get_output_embeddings() is None:
+    if lm_head(policy.model) is None:
         raise ModelError(f"{policy.name} ({type(policy.model).__name__}) has no LM head that can be applied on its own")
-    rows = policy.model.get_input_embeddings().weight.shape[0]
+    rows = embedding_rows(policy.model)
     ids = torch.arange(1, 9, device=policy.device)[None] % rows
     other = ids.clone()
     other[0, -1] = 0
@@ -424,7 +439,7 @@ def adapter_off(policy: Policy) -> Iterator[None]:
 @contextmanager
 def attention_by(model: nn.Module, name: str) -> Iterator[None]:
     """Inside, attention is the function that transformers knows by `name`; outside, what it was."""
-    config = model.get_decoder().config
+    config = decoder_of(model).config
     before = config._attn_implementation
     config._attn_implementation = name
     try:

@@ -84,7 +84,7 @@ def split_steps(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], delimite
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def _candidates(tokenizer: PreTrainedTokenizerBase, delimiter: str) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from itertools import pairwise
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -27,9 +28,15 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str, chat: bool) -> 
     return (*_opening(tokenizer), *_encode_plain(tokenizer, text))
 
 
+def own_eos_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The tokenizer's EOS; None where it has none."""
+    found: Any = tokenizer.eos_token_id
+    return found
+
+
 def encode_solution(tokenizer: PreTrainedTokenizerBase, text: str, eos_id: int | None = None) -> tuple[int, ...]:
     """The whole text tokenised once, without special tokens, and EOS behind it (`eos_id`, or the tokenizer's)."""
-    eos = tokenizer.eos_token_id if eos_id is None else eos_id
+    eos = own_eos_id(tokenizer) if eos_id is None else eos_id
     if eos is None:
         raise ModelError("the tokenizer has no EOS token: set eos_token in its tokenizer_config.json")
     return (*_encode_plain(tokenizer, text), eos)
@@ -67,9 +74,9 @@ def _variants(tokenizer: PreTrainedTokenizerBase, letters: Sequence[str]) -> tup
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], eos_ids: Collection[int] = ()) -> str:
     """The text of `ids`: nothing is skipped but a final EOS (one of `eos_ids`, or the tokenizer's), no space moved."""
-    end = eos_ids or {tokenizer.eos_token_id}
+    end = eos_ids or {own_eos_id(tokenizer)}
     kept = ids[:-1] if len(ids) and ids[-1] in end else ids
-    return tokenizer.decode(list(kept), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return str(tokenizer.decode(list(kept), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def _opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -107,7 +114,8 @@ def _has_special(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> bool
     """True where `ids` holds a special token; the unknown token stands for ordinary characters."""
     special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
     special.update(tokenizer.all_special_ids)
-    return not (special - {tokenizer.unk_token_id}).isdisjoint(ids)
+    unknown: Any = tokenizer.unk_token_id
+    return not (special - {unknown}).isdisjoint(ids)
 
 
 def _special_strings(tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -148,9 +156,8 @@ def _encode_chat(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ..
 def _render(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     """The user's message in the chat template. Raises ModelError where the template cannot take it."""
     try:
-        return tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
-        )
+        messages = [{"role": "user", "content": text}]
+        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
     except Exception as error:  # a template is a program: it fails in every way there is
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(

@@ -48,6 +48,12 @@ class ValueHead(nn.Module):
     the weights from a normal distribution instead.
     """
 
+    bias: Tensor
+    reads: Tensor
+    """Layer and pool, as numbers."""
+    root: Tensor
+    joins: Tensor
+
     def __init__(self, hidden_size: int, *, std: float = 0.0, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1, hidden_size, dtype=dtype))

@@ -393,7 +393,7 @@ def _describe(error: ValidationError, document: Document, source: str, method: s
         elif detail["type"] == "missing":
             found[path] = ["is missing"]
         elif detail["type"] == "value_error":  # of a section as a whole: its text names the key
-            message = str(detail["ctx"]["error"])
+            message = str(detail.get("ctx", {}).get("error"))
             path = next((tuple(key.split(".")) for key in known_keys() if message.startswith(f"{key} ")), path)
             found.setdefault(path, []).append(message.removeprefix(f"{dotted(path)} "))
         else:

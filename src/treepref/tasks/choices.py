@@ -109,11 +109,15 @@ def _listed(row: Row) -> tuple[list[str], int]:
     choices = row.data.get("choices") if isinstance(row.data, Mapping) else None
     if not isinstance(choices, Mapping):
         raise BadRow("has no 'choices' with 'text' and 'label'")
-    texts, labels = choices.get("text"), choices.get("label")
-    for key, found in (("text", texts), ("label", labels)):
-        if not isinstance(found, list) or not all(isinstance(part, str) for part in found):
-            raise BadRow(f"its choices' {key!r} is not a list of texts")
+    texts, labels = (_texts(choices, key) for key in ("text", "label"))
     return texts, _position(labels, texts, row.data.get("answerKey"), "answerKey")
+
+
+def _texts(choices: Mapping[str, Any], key: str) -> list[str]:
+    found = choices.get(key)
+    if not isinstance(found, list) or not all(isinstance(part, str) for part in found):
+        raise BadRow(f"its choices' {key!r} is not a list of texts")
+    return found
 
 
 def _as_on_the_hub(row: Row) -> Row:

@@ -89,7 +89,7 @@ def _close(first: list[Any], second: list[Any]) -> bool:
     if len(names) > len(_POINTS):
         return True
     for shift in range(len(_POINTS) if names else 1):
-        at = {name: _POINTS[(shift + i) % len(_POINTS)] for i, name in enumerate(names)}
+        at: Any = {name: _POINTS[(shift + i) % len(_POINTS)] for i, name in enumerate(names)}
         try:
             a, b = (sympy.N(side.subs(at), _PRECISION) for side in (one, other))
             if not (a.is_number and b.is_number and a.is_finite and b.is_finite):
@@ -103,4 +103,4 @@ def _close(first: list[Any], second: list[Any]) -> bool:
 
 @lru_cache(maxsize=4096)
 def _parsed(latex: str) -> list[Any]:
-    return parse(rf"\boxed{{{latex}}}", extraction_config=[LatexExtractionConfig()], parsing_timeout=None)
+    return parse(rf"\boxed{{{latex}}}", extraction_config=[LatexExtractionConfig()], parsing_timeout=None)  # pyright: ignore[reportArgumentType]

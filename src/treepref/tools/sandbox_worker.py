@@ -80,7 +80,8 @@ def _feed(session: Any, code: str, output_chars: int) -> tuple[str, str]:
     except pydantic_monty.MontyCrashedError:
         raise
     except pydantic_monty.MontyError as error:
-        named = error.display("type-msg") if hasattr(error, "display") else str(error)
+        display = getattr(error, "display", None)
+        named = display("type-msg") if display else str(error)
     except Exception as error:  # a value that does not convert, or is too deep or too large for this process
         named = f"{type(error).__name__}: {error}"
     if named.startswith("TimeoutError") and "limit" in named:

@@ -112,7 +112,7 @@ class TokenText:
         raise ModelError("the tokenizer knows none of the texts '1', 'a', 'the', '=': no tool can read its tokens")
 
     def _decode(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def _is_byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -21,6 +21,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from treepref.errors import ModelError
+from treepref.models.hidden import decoder_of
 
 NAME = "treepref_blocks"
 """What attention in blocks is called in a model's config while it is in use."""
@@ -149,7 +150,7 @@ def kinds_of(model: nn.Module) -> list[Kind]:
     A model takes blocks and FlexAttention where it asks transformers for its attention, and hands on what it does not
     know.
     """
-    decoder = model.get_decoder()
+    decoder = decoder_of(model)
     device = next(model.parameters()).device.type
     asks = getattr(decoder.config, "_attn_implementation", None) in ("sdpa", NAME)
     named = inspect.signature(decoder.forward).parameters.values()

@@ -32,11 +32,11 @@ class Checkpoint:
 
     identity: Mapping[str, Any]
     """Settings and data that the run was started with; must be equal on resume."""
-    progress: Mapping[str, Any]
+    progress: dict[str, Any]
     """Steps done (`steps`: the cursor), tokens, flops, seconds, last metrics."""
     weights: Mapping[str, Tensor]
     """Trained parameters by name, the value head's among them."""
-    optimizer: Mapping[str, Any]
+    optimizer: dict[str, Any]
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -54,9 +54,9 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     part = None
     state = {
         "identity": dict(checkpoint.identity),
-        "progress": dict(checkpoint.progress),
+        "progress": checkpoint.progress,
         "weights": dict(checkpoint.weights),
-        "optimizer": dict(checkpoint.optimizer),
+        "optimizer": checkpoint.optimizer,
         "random": torch.get_rng_state(),
     }
     try:

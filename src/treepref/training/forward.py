@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy, pad
 from torch.utils.checkpoint import checkpoint
 
 from treepref.errors import ModelError
-from treepref.models.hidden import captured
+from treepref.models.hidden import captured, decoder_of, lm_head
 from treepref.models.lora import adapters_off
 from treepref.models.policy import attention_by
 from treepref.models.value_head import LAST_LAYER, Pool, ValueHead
@@ -79,7 +79,7 @@ class PackedModel(nn.Module):
                 f"attention implementation {implementation!r} cannot take the mask of a packed tree; "
                 "load the model with attn_implementation='sdpa'"
             )
-        if model.get_output_embeddings() is None:
+        if lm_head(model) is None:
             raise ModelError(f"{type(model).__name__} has no LM head (get_output_embeddings() is None)")
         self.model = model
         self.value_head = value_head
@@ -102,7 +102,8 @@ class PackedModel(nn.Module):
     def _recompute_activations(self) -> None:
         # the newer of the two names, where this version of transformers has it
         enable = getattr(self.model, "activation_checkpointing_enable", None)
-        (enable or self.model.gradient_checkpointing_enable)({"use_reentrant": False})
+        enable = enable or getattr(self.model, "gradient_checkpointing_enable")  # noqa: B009
+        enable({"use_reentrant": False})
         for module in self.modules():
             if getattr(module, "gradient_checkpointing", False):
                 # transformers recomputes in training mode alone; the submodules' dropouts stay off
@@ -150,7 +151,7 @@ class PackedModel(nn.Module):
 
     def _run(self, passage: Passage) -> tuple[Tensor, Tensor | None, int]:
         """The decoder's output [R·L, H]; in blocks, the order that puts it right; the width without flex's padding."""
-        decoder, dtype = self.model.get_decoder(), next(self.model.parameters()).dtype
+        decoder, dtype = decoder_of(self.model), next(self.model.parameters()).dtype
         ids_RL, positions_RL, ends_RL = passage.ids_RL, passage.positions_RL, passage.ends_RL
         name = decoder.config._attn_implementation
         if name == NAME and len(ids_RL) == 1:
@@ -169,9 +170,12 @@ class PackedModel(nn.Module):
         return output.last_hidden_state.flatten(0, 1), None, ids_RL.shape[1]
 
     def _logprobs(self, hidden_TH: Tensor, labels_T: Tensor) -> Tensor:
+        head = lm_head(self.model)
+        assert head is not None, "refused when this was made"
+
         def chunk(h: Tensor, y: Tensor) -> Tensor:
             # the head's output as it is: models that scale or cap it are refused, at load and by the packing probe
-            logits = self.model.get_output_embeddings()(h)
+            logits = head(h)
             return -cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), y, reduction="none")
 
         if len(labels_T) <= self.chunk_tokens:

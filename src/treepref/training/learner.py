@@ -326,7 +326,8 @@ class LearnerRun:
             for name, parameter in self._stepper.parameters.items():
                 parameter.copy_(found.weights[name])
             self.optimizer.load_state_dict(found.optimizer)
-            self.result = TrainResult(**found.progress | {"stopped": False})
+            progress: dict[str, Any] = found.progress | {"stopped": False}
+            self.result = TrainResult(**progress)
         self._saved = self.steps
 
 

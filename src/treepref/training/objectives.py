@@ -72,6 +72,12 @@ class LossBatch:
         return 0 if self.alpha_P is None else len(self.alpha_P)
 
 
+def known(part: Tensor | None) -> Tensor:
+    """A part of a batch that its pairs, or its values, bring along: an objective asks only for what is there."""
+    assert part is not None, "this batch has no such part"
+    return part
+
+
 @dataclass(frozen=True, slots=True)
 class Coefficients:
     """Constants of the objectives (methods: SVPO §1, MCTS-DPO §2)."""
@@ -176,8 +182,8 @@ def pair_lengths(batch: LossBatch) -> tuple[Tensor, Tensor]:
 
 def _sides(values_N: Tensor, batch: LossBatch) -> tuple[Tensor, Tensor]:
     return (
-        side_sums(values_N, batch.winner_nodes_W, batch.winner_pair_W, batch.n_pairs),
-        side_sums(values_N, batch.loser_nodes_L, batch.loser_pair_L, batch.n_pairs),
+        side_sums(values_N, known(batch.winner_nodes_W), known(batch.winner_pair_W), batch.n_pairs),
+        side_sums(values_N, known(batch.loser_nodes_L), known(batch.loser_pair_L), batch.n_pairs),
     )
 
 
@@ -234,12 +240,12 @@ def dpo(batch: LossBatch, c: Coefficients = Coefficients()) -> Terms:
 
 def cdpo(batch: LossBatch, c: Coefficients = Coefficients()) -> Terms:
     """Conservative DPO with each pair's own smoothing α (arXiv 2405.00451; methods §2); mean per pair."""
-    return {"preference": _preference(batch, lambda h_P: _smoothed(h_P, batch.alpha_P, c.beta))}
+    return {"preference": _preference(batch, lambda h_P: _smoothed(h_P, known(batch.alpha_P), c.beta))}
 
 
 def cdpo_mean(batch: LossBatch, c: Coefficients = Coefficients()) -> Terms:
     """`cdpo` with each side's log-ratio divided by its length; not the published form, which sums."""
-    return {"preference": _preference(batch, lambda h_P: _smoothed(h_P, batch.alpha_P, c.beta), per_token=True)}
+    return {"preference": _preference(batch, lambda h_P: _smoothed(h_P, known(batch.alpha_P), c.beta), per_token=True)}
 
 
 def ipo(batch: LossBatch, c: Coefficients = Coefficients()) -> Terms:
@@ -267,17 +273,19 @@ def svpo(batch: LossBatch, c: Coefficients = Coefficients()) -> Terms:
 
 def _squared_error(batch: LossBatch) -> Tensor:
     """Σ (V − Q)² over nodes with a target."""
+    value_N = known(batch.value_N)
     if batch.target_N is None:
-        return batch.value_N.sum() * 0.0
-    error_N = torch.where(batch.has_target_N, batch.value_N - batch.target_N, 0.0)
+        return value_N.sum() * 0.0
+    error_N = torch.where(known(batch.has_target_N), value_N - batch.target_N, 0.0)
     return (error_N**2).sum()
 
 
 def _margin(batch: LossBatch, margin: float) -> Tensor:
     """Σ max(0, m − (V(w) − V(l))) over pairs; V at the last token of each side."""
+    value_N = known(batch.value_N)
     if _no_pairs(batch):
-        return batch.value_N.sum() * 0.0
-    gap_P = batch.value_N[batch.winner_last_P] - batch.value_N[batch.loser_last_P]
+        return value_N.sum() * 0.0
+    gap_P = value_N[known(batch.winner_last_P)] - value_N[known(batch.loser_last_P)]
     return _weighted_sum(relu(margin - gap_P), batch)
 
 

@@ -185,7 +185,7 @@ def _branch_groups(example: Example, limit: int) -> list[set[int]]:
     groups: list[set[int]] = []
     current: set[int] = set()
     used = 0
-    stack = [(0, (0,))]
+    stack: list[tuple[int, tuple[int, ...]]] = [(0, (0,))]
     while stack:
         segment, path = stack.pop()
         stack.extend((c, (*path, c)) for c in reversed(children[segment]))

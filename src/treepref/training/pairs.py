@@ -16,7 +16,7 @@ from treepref.errors import TreeprefError
 from treepref.search.base import path_nodes, solution_tokens
 from treepref.types import Node, Pair, Tree
 
-TextOf = Callable[[Sequence[int]], str]
+TextOf = Callable[[tuple[int, ...]], str]
 """The text of token ids."""
 Alike = Callable[[Node, Node], bool]
 """Whether two nodes of a tree say the same."""

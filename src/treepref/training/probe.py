@@ -18,8 +18,10 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from treepref.errors import ModelError
+from treepref.models.hidden import decoder_of, embedding_rows
 from treepref.training.examples import Example, ExampleNode
 from treepref.training.forward import PackedModel, evaluating, loss_batch, place, scatter_index
+from treepref.training.objectives import known
 from treepref.training.packing import collate, flatten
 
 TOLERANCE = 1e-9
@@ -92,7 +94,7 @@ class wholly_float64(TorchFunctionMode):
 def _source(model: nn.Module | PretrainedConfig) -> tuple[PretrainedConfig, Any]:
     if isinstance(model, PretrainedConfig):
         return model, AutoModelForCausalLM.from_config
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base: Any = getattr(model, "get_base_model", lambda: model)()
     return base.config, type(base)
 
 
@@ -177,7 +179,7 @@ def _compare(model: nn.Module) -> ProbeReport:
     # not the policy's own value head: any function of the last token's hidden state shows whether that state is exact
     value_head = nn.Sequential(nn.Linear(_width(model), 1, bias=False), nn.Tanh()).double()
     packed = PackedModel(model, value_head)
-    examples = _trees(model.get_input_embeddings().num_embeddings)
+    examples = _trees(embedding_rows(model))
     with packed.running():
         logp_T, value_N = _packed(packed, examples)
     with evaluating(packed):
@@ -196,7 +198,7 @@ def _compare(model: nn.Module) -> ProbeReport:
 
 def _width(model: nn.Module) -> int:
     with torch.no_grad():
-        return model.get_decoder()(input_ids=torch.zeros(1, 2, dtype=torch.int64)).last_hidden_state.shape[-1]
+        return decoder_of(model)(input_ids=torch.zeros(1, 2, dtype=torch.int64)).last_hidden_state.shape[-1]
 
 
 def _trees(vocabulary: int) -> list[Example]:
@@ -221,7 +223,7 @@ def _packed(packed: PackedModel, examples: list[Example]) -> tuple[Tensor, Tenso
     index = scatter_index(flats)
     logp_T, value_S = packed(collate([f.pieces[0] for f in flats], [[0, 1]]))
     batch = loss_batch(flats, place(logp_T, index.token_T), place(value_S, index.node_S))
-    return batch.logp_T, batch.value_N
+    return batch.logp_T, known(batch.value_N)
 
 
 def _separate(model: nn.Module, value_head: nn.Module, examples: list[Example]) -> tuple[Tensor, Tensor]:
@@ -231,7 +233,7 @@ def _separate(model: nn.Module, value_head: nn.Module, examples: list[Example]) 
         for index in range(-1, len(example.nodes)):
             ids = _path(example, index)
             row = torch.tensor([ids])
-            values.append(value_head(model.get_decoder()(input_ids=row, use_cache=False).last_hidden_state[0, -1]))
+            values.append(value_head(decoder_of(model)(input_ids=row, use_cache=False).last_hidden_state[0, -1]))
             if index >= 0:
                 n = len(example.nodes[index].tokens)
                 logp = model(input_ids=row, use_cache=False).logits[0, -n - 1 : -1].log_softmax(-1)

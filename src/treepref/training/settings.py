@@ -55,7 +55,8 @@ class LearnerSettings:
         named = {f.name: getattr(section, f.name) for f in fields(cls) if hasattr(section, f.name)}
         constants = {f.name: getattr(section, f.name) for f in fields(Coefficients) if hasattr(section, f.name)}
         sft = {"objective": "sft"} if isinstance(section, WarmupConfig) else {}
-        return cls(**{"coefficients": Coefficients(**constants)} | named | sft | changes)
+        given: dict[str, Any] = {"coefficients": Coefficients(**constants)} | named | sft | changes
+        return cls(**given)
 
     def identity(self) -> dict[str, Any]:
         """What must not change when a run is resumed."""

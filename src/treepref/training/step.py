@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -23,6 +24,7 @@ from treepref.training.objectives import (
     Counts,
     LossBatch,
     health,
+    known,
     total,
     untrained_preference_loss,
 )
@@ -126,17 +128,16 @@ class Stepper:
             nodes_S = torch.cat([torch.from_numpy(p.segments) for p in pieces]).to(self.device)
             parts.append((collate(pieces, renumbered(rows), self.device), tokens_T, nodes_S))
 
-        logp_T = value_N = None
+        logp_T: Tensor | None = None
+        value_N: Tensor | None = None
         for passage, tokens_T, nodes_S in parts:
             with torch.no_grad(), self.accelerator.autocast():
                 logp, value = self.packed(passage)
-            logp_T = logp.new_zeros(len(flat.node_T)) if logp_T is None else logp_T
-            logp_T[tokens_T] = logp
+            logp_T = _filled(logp_T, len(flat.node_T), tokens_T, logp)
             if value is not None:
-                value_N = value.new_zeros(len(flat.example.nodes) + 1) if value_N is None else value_N
-                value_N[nodes_S] = value
+                value_N = _filled(value_N, len(flat.example.nodes) + 1, nodes_S, value)
         outputs = [x.requires_grad_() for x in (logp_T, value_N) if x is not None]
-        loss = self._loss(loss_batch([flat], logp_T, value_N), counts, tally)
+        loss = self._loss(loss_batch([flat], known(logp_T), value_N), counts, tally)
         slopes = torch.autograd.grad(loss, outputs, materialize_grads=True)
 
         for passage, tokens_T, nodes_S in parts:
@@ -187,7 +188,8 @@ class Stepper:
         for parameter in self.parameters.values():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            parameter.grad = self.accelerator.reduce(parameter.grad, "sum")
+            reduced: Any = self.accelerator.reduce(parameter.grad, "sum")
+            parameter.grad = reduced
 
     def _check_reference(self, means: Metrics, counts: Counts) -> None:
         if self.settings.objective not in PREFERENCE_OBJECTIVES or not counts.pairs:
@@ -234,3 +236,10 @@ def _not_finite(step: int, loss: float, norm: float, passed: Sequence[tuple[Tens
         f"step {step}: loss {loss}, gradient norm {norm}: not finite. Examples: {listed or 'on another rank'}. "
         "The weights are as before this step; lower the learning rate or use a wider precision"
     )
+
+
+def _filled(whole: Tensor | None, size: int, places: Tensor, part: Tensor) -> Tensor:
+    """A part put into its places of the whole, which begins as zeros."""
+    whole = part.new_zeros(size) if whole is None else whole
+    whole[places] = part
+    return whole

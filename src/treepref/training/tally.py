@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -35,7 +36,7 @@ class Tally:
 
     def means(self, accelerator: Accelerator) -> Metrics:
         """Losses and mean health of the step over all ranks; what did not apply is absent."""
-        sums = accelerator.reduce(self.sums, "sum") if accelerator.num_processes > 1 else self.sums
-        rows = sums.tolist()
+        reduced: Any = accelerator.reduce(self.sums, "sum") if accelerator.num_processes > 1 else self.sums
+        rows = reduced.tolist()
         found = {name: rows[i] for name, i in self.places.items() if rows[i][1] > 0 or not math.isfinite(rows[i][1])}
         return {name: s if name in self.LOSSES else s / n for name, (s, n) in found.items()}

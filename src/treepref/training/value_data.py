@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from treepref.models.hidden import hidden_width
 from treepref.models.value_head import LAST_LAYER, Read
 from treepref.search.base import path_nodes
 from treepref.search.tree import path_mean_logprob
@@ -113,7 +114,7 @@ def value_data(
     packed = PackedModel(model, value_head)
     owners = [(f, piece) for f, flat in enumerate(flats) for piece in flat.pieces]
     device = next(model.parameters()).device
-    width = model.get_input_embeddings().weight.shape[1]
+    width = hidden_width(model)
     found = {read: [torch.zeros(len(nodes), width) for _, nodes in taken] for read in reads}
     before = [torch.zeros(len(nodes)) for _, nodes in taken]
     layers = sorted({read.layer for read in reads} - {LAST_LAYER} | set(packed.layers))
