@@ -152,7 +152,8 @@ class Meter:
             each = max(1.0, left) * lengths.step if before else lengths.solution
         values = request.want_value and self._values
         asked = lengths.question * (request.choice is not None)
-        scored = lengths.solution * len(request.given) + request.n * (values + asked)
+        given = lengths.solution if request.delimiter is None else lengths.step
+        scored = given * len(request.given) + (request.n + len(request.given)) * (values + asked)
         self.work += Work(generated=request.n * each, scored=scored)
 
     def _count_prefix(self, request: Request, before: int) -> None:
@@ -221,7 +222,10 @@ def try_search(rules: Searches, lengths: Lengths, *, problems: int, values: bool
     # At the limits no child is chosen twice before all were, so every simulation has a long way to go.
     smaller = replace(rules, simulations=fewer, c=1e6 if lengths.at_limits else rules.c)
     tried = try_rules(smaller, lengths, problems=problems, values=values, runs_on=runs_on, expansions=fewer)
-    return Tried(tried.work * times, tried.trees, tried.scale * times)
+    work = tried.work * times
+    if not lengths.at_limits:
+        work = replace(work, prefill=tried.work.prefill)  # a prompt is computed once a tree, however large that is
+    return Tried(work, tried.trees, tried.scale * times)
 
 
 @lru_cache(maxsize=64)

@@ -15,7 +15,7 @@ from treepref.config import DpoStRecipe, MctsDpoRecipe, PairConfig, Recipe, Svpo
 from treepref.evaluation import decoding
 from treepref.loops.collect import episodes_of, mcts_of, tree_pairs
 from treepref.loops.dpo_st import sampling_of
-from treepref.loops.dry_run import CONTEXT, Lengths, Tried, Work, try_rules, try_search
+from treepref.loops.dry_run import CONTEXT, DEEPEST, Lengths, Tried, Work, try_rules, try_search
 from treepref.loops.grow import limits_of
 from treepref.loops.learn import tree_example
 from treepref.recipes.estimate import (
@@ -161,6 +161,7 @@ def _episodes(recipe: MctsDpoRecipe, assumed: Assumptions, price: Price, round: 
         episodes_of(recipe, limits_of(recipe, round, CONTEXT)),
         choice=_QUESTION if config.self_evaluation else None,
         weight=config.self_evaluation.weight if config.self_evaluation else 0.0,
+        reference=_reference(recipe, assumed) if config.inject_reference else (),
     )
     found = {
         bound: try_search(rules, lengths_of(recipe, assumed, bound), problems=problems, values=False, runs_on=True)
@@ -169,6 +170,12 @@ def _episodes(recipe: MctsDpoRecipe, assumed: Assumptions, price: Price, round: 
     in_flight = min(config.trees_in_flight, recipe.online.batch_problems) * config.children
     yield "search", _searched(recipe, price, found, in_flight)
     yield "train", _trained(recipe, assumed, price, found, round, 1)
+
+
+def _reference(recipe: MctsDpoRecipe, assumed: Assumptions) -> tuple[tuple[int, ...], ...]:
+    """The steps of a rationale, as the dry run writes steps: one token each, the last one odd."""
+    steps = max(1, round(min(assumed.steps, recipe.search.max_depth, DEEPEST)))
+    return tuple((2 * (step + 1) + (step == steps - 1),) for step in range(steps))
 
 
 Found = dict[bool, Tried]

@@ -73,7 +73,7 @@ class Assumptions:
             "FLOPs: 2 a weight and token forward, 6 in training, 4 with LoRA (Kaplan et al. 2020, arXiv 2001.08361, "
             "section 2.1); attention is left out",
             "upper bound: every simulation spent, every step as long as allowed, no prefix ever reused",
-            "counted by a dry run of the recipe's own rules, searches on a few made-up problems",
+            "counted by a dry run of the recipe's own rules, a search on up to 16 made-up problems",
         ]
 
 
