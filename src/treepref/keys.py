@@ -57,7 +57,7 @@ def keys_of(section: type[BaseModel], prefix: str = "") -> dict[str, Any]:
         info = fields[name]
         kinds = (info.annotation, *get_args(info.annotation))
         inner = next((t for t in kinds if isinstance(t, type) and issubclass(t, Section)), None)
-        default = ... if info.is_required() else info.get_default(call_default_factory=True)
+        default = ... if info.is_required() else info.get_default(call_default_factory=True, validated_data={})
         if inner is None or default is None:
             found[prefix + name] = default
         if inner is not None:

@@ -452,4 +452,7 @@ def as_json(form: _Form, indent: int | None = None) -> str:
 
 def from_plain(found: object, kind: type[Form]) -> Form:
     """What `plain` made, perhaps by an older version. Raises ValueError where it is of another form."""
-    return msgspec.convert(found, kind)
+    try:
+        return msgspec.convert(found, kind)
+    except msgspec.ValidationError as error:  # a ValueError from msgspec 0.21 on
+        raise ValueError(str(error)) from error
