@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -223,6 +223,7 @@ def test_seconds_are_bound_by_compute_memory_or_overhead() -> None:
     mcts=st.booleans(),
     method=st.sampled_from(["svpo", "mcts_dpo", "dpo_st"]),
 )
+@example(1, 7, 1, "svpo", "value", "initial", False, "svpo")  # a tree without pairs
 def test_the_upper_bound_is_never_below_the_expected(
     simulations, depth, rounds, objective, evaluate, reference, mcts, method
 ):

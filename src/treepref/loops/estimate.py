@@ -229,9 +229,8 @@ def _example_tokens(tried: Tried, pairs: PairConfig, train: TrainConfig, lengths
         if made:
             paired.append(_size(tree_example(tree, made, train), lengths, tried.scale))
     without = sum(alone) / len(alone)
-    with_pairs = (
-        sum(paired) / len(paired) if paired else max(without, lengths.prompt + 2 * lengths.steps * lengths.step)
-    )
+    two_solutions = min(_read_once(tried, lengths), lengths.prompt + 2 * lengths.steps * lengths.step)
+    with_pairs = sum(paired) / len(paired) if paired else max(without, two_solutions)
     return useful * with_pairs + (1 - useful) * without
 
 
