@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,15 +14,17 @@ from hypothesis import strategies as st
 from engine_cases import spread_policy
 from server_like_engine import ServerLikeEngine
 from test_engine_contract import SEARCHES, digests, grow
-from test_engine_guided import CHOICE, Toy, ask, prompts, toy
+from test_engine_guided import CHOICE, Toy, ToyState, ask, prompts, toy
 from test_values import directly, reading
 from treepref.engines.base import EngineLimits, generate
 from treepref.engines.scripted import DELIMITER, ScriptedEngine, World
 from treepref.engines.torch_engine import TorchEngine
 from treepref.engines.with_tools import WithTools
+from treepref.errors import EngineError, RecipeError
 from treepref.models.policy import Policy, clone_policy
 from treepref.models.tiny import build_tiny_model, build_tiny_tokenizer
 from treepref.models.value_head import Read
+from treepref.tools.base import Forced
 from treepref.types import Completion, Cost, PolicyId, Request, Result
 
 WORLD = World(seed=3, words=6)
@@ -99,6 +101,44 @@ def test_a_tool_that_has_no_result_and_one_whose_result_does_not_fit(policy: Pol
     watched_and_stopped(policy, quiet, (), asked)
     found = watched_and_stopped(policy, wide, (), asked)
     assert any(c.finish == "length" and len(c.tokens) < 12 for c in found)
+
+
+@pytest.mark.parametrize("stops", [(), ("1", "2", "8")], ids=["none", "digits"])
+def test_the_token_that_closes_a_call_may_end_the_step(policy: Policy, stops: tuple[str, ...]) -> None:
+    newline, tool = policy.tokenizer.convert_tokens_to_ids("\n"), toy(policy)
+    tool.brackets.add(newline)
+    asked = [ask(f"p{i}", p, n=9, tool="toy", max_tokens=16, choice=CHOICE) for i, p in enumerate(prompts(6))]
+    found = watched_and_stopped(policy, tool, stops, asked)
+    closed = [c for c in found if c.finish == "step" and c.tokens[-1] == newline and not (c.forced or (False,))[-1]]
+    assert closed and all(c.value is not None and c.choice_probs is not None for c in closed)
+
+
+@pytest.mark.parametrize("read", [Read(-1, "last"), Read(-1, "mean")], ids=["last", "mean"])
+@pytest.mark.parametrize("stops", [(), tuple("0123456789")], ids=["none", "digits"])
+def test_a_tool_that_ends_a_step_and_forces_nothing(read: Read, stops: tuple[str, ...]) -> None:
+    class Ending(ToyState):
+        def force(self, token: int, ends: bool = False) -> Forced:
+            return Forced((), ends_step=True)
+
+    policy = spread_policy() if read.pool == "last" else reading(spread_policy(), read)
+    tool = toy(policy)
+    tool.begin = lambda written: tool.states.append(Ending(tool, written)) or tool.states[-1]
+    asked = [ask(f"p{i}", p, n=9, tool="toy", choice=CHOICE, want_value=bool(i % 2)) for i, p in enumerate(prompts(6))]
+    found = watched_and_stopped(policy, tool, stops, asked)
+    for acts in (tool.quick, tool.slow):
+        assert any(c.finish == "step" and c.value is not None and c.choice_probs for c in found if c.tokens[-1] in acts)
+
+
+def test_no_delimiter_reaches_across_a_call_from_the_step_before_the_sample(policy: Policy) -> None:
+    eight, minus = policy.tokenizer.convert_tokens_to_ids(["8", "-"])
+    tool = Toy([], [], brackets=range(5, 40))
+    asked = [
+        ask(f"p{i}", (*p, eight), n=40, tool="toy", delimiter="8-", step_tokens=1) for i, p in enumerate(prompts(6))
+    ]
+    found = watched_and_stopped(policy, tool, (), asked)
+    assert any(minus in c.tokens[2:] for c in found)
+    ended = [c.tokens for c in found if c.finish == "step"]
+    assert ended and all(len(t) == 1 or "8-" in policy.tokenizer.decode(t[-2:]) for t in ended)
 
 
 def test_the_calculator_gives_the_same_before_the_engine() -> None:
@@ -193,6 +233,46 @@ def test_a_part_that_fails_is_the_requests_error_and_no_tool_stays_open() -> Non
     lost, whole = generate(engine, [request("lost"), replace(request("whole"), tool=None)])
     assert (lost.error, lost.completions) == ("out of memory", ()) and lost.cost.generated_tokens > 0
     assert whole.error is None and all(state.closed for state in tool.states) and engine.poll() == []
+
+
+def test_what_a_tool_raises_is_passed_on_and_ends_its_own_request_alone() -> None:
+    def fail(token: int) -> None:
+        raise EngineError("the sandbox cannot start")
+
+    for breaks in ("feed", "result"):
+        good, bad = quick_toy(), quick_toy()
+        begin = bad.begin
+
+        def broken(written: Sequence[int], begin=begin, breaks=breaks) -> ToyState:
+            state = begin(written)
+            setattr(state, breaks, fail if breaks == "feed" else lambda: fail(0))
+            return state
+
+        bad.begin = broken
+        engine, left = WithTools(near(), {"toy": good, "bad": bad}), {}
+        engine.submit([replace(request("a"), tool="bad"), request("b"), replace(request("c"), tool=None)])
+        with pytest.raises(EngineError, match="cannot start"):
+            while results := engine.poll():
+                left |= {r.request_id: r.error for r in results}
+        while results := engine.poll():
+            left |= {r.request_id: r.error for r in results}
+        assert left == {"a": "the sandbox cannot start", "b": None, "c": None}
+        assert all(state.closed for state in (*good.states, *bad.states))
+
+
+def test_stops_of_the_callers_own_are_refused_beside_a_tool() -> None:
+    engine = WithTools(near(), {"toy": quick_toy()})
+    refused, whole = generate(engine, [replace(request("a"), stops=("7",)), request("b")])
+    assert "takes no stops of its own (got ['7'])" in refused.error and whole.error is None
+    (found,) = generate(engine, [replace(request("c"), stops=("7",), tool=None)])
+    assert {c.finish for c in found.completions} >= {"stop"}
+
+
+def test_a_tool_that_must_read_text_is_refused_where_ids_have_none() -> None:
+    with pytest.raises(RecipeError, match=r"no tokenizer.*calculator"):
+        WithTools(near()).submit([replace(request(), tool="calculator")])
+    with pytest.raises(RecipeError, match="there is no tool 'abacus'"):
+        WithTools(near()).submit([replace(request(), tool="abacus")])
 
 
 def test_an_engine_that_forgets_gives_an_error() -> None:

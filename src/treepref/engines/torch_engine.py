@@ -318,7 +318,7 @@ class TorchEngine:
                 row.finish = "eos"
                 continue
             if row.step_end is not None and row.step_end.candidate[token] and start < len(row.tokens):
-                row.finish = row.step_end.finish(row.tokens[start:])
+                row.finish = row.step_end.finish(row.tokens[start:], whole=not start)
             if row.finish is None and len(row.tokens) >= row.job.max_tokens:
                 row.finish = "length"
         return True

@@ -3,20 +3,24 @@
 A sample with a tool becomes a chain of requests: up to a text that the tool stops at, then, where it forces tokens, one
 that scores them as a given continuation, and on from there. What comes of it are the tokens that `TorchEngine` gives,
 which asks the tool after every token, if the engine heeds `Request.begun`; one that is not deterministic need not.
-Knows tools and the engine's contract; knows no model and no text.
+Knows tools and the engine's contract; knows no model, and of text only whether a token ends a step.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from treepref.engines.base import Engine, EngineLimits
 from treepref.engines.guide import Guide
-from treepref.tools import Tool, ToolState, load_tool
+from treepref.errors import RecipeError
+from treepref.models.steps import step_end
+from treepref.tools import TOOLS, Tool, ToolState, load_tool
 from treepref.tools.masks import forced_mask
 from treepref.types import Completion, Cost, Finish, PolicyId, Request, Result, SoFar
 
@@ -38,6 +42,10 @@ class _Pending:
     """Tokens that a sample may come to have."""
     sums: bool
     """Whether values may be of sums over a sample (`Completion.score`): then one over too many tokens is made anew."""
+    scores: bool
+    """Whether the engine scores given continuations."""
+    ends_step: Callable[[Sequence[int]], bool]
+    """Whether the last of these tokens completes the request's delimiter."""
     samples: list[_Sample] = field(default_factory=list)
     completions: list[Completion | None] = field(default_factory=list)
     parts: int = 0
@@ -63,6 +71,8 @@ class _Sample:
     logprobs: list[float] = field(default_factory=list)
     behaviour: list[float] | None = field(default_factory=list)
     score: float | None = None
+    known: tuple[int, float | None] = 0, None
+    """Of how many tokens the log-probs were known before the last part came, and `score` then."""
     finish: Finish | None = None
     value: float | None = None
     choice_probs: tuple[float, ...] | None = None
@@ -73,13 +83,17 @@ class _Sample:
 
     def take(self, found: Completion) -> None:
         """Show the tool what was sampled; what is behind the token where it acts was sampled for nothing."""
-        i = 0
+        i, self.known = 0, (len(self.logprobs), self.score)
         for i, token in enumerate(found.tokens, start=1):
             ended = i == len(found.tokens) and found.finish == "eos"
             self.tokens.append(token)
             self.finish = self.guide.took(token, False, (token,) if ended else (), self.left)
             if self.finish or self.guide.dictates or self.state.busy or self.guide.holds != self.held:
                 break
+        if self.finish is None and self.held and not self.guide.holds:
+            # The call closed, so the delimiter counts again, also in the token that closed it: it was sampled without.
+            self.finish = "step" if self.asked.ends_step(self.tokens[self.guide.checked :]) else None
+        ended_here = self.finish == "step"
         whole = i == len(found.tokens)
         self.logprobs += found.logprobs[:i]
         self.behaviour = _joined(self.behaviour, None if found.behaviour is None else found.behaviour[:i])
@@ -89,6 +103,16 @@ class _Sample:
             del self.logprobs[-i:]  # they are scored with what follows
         else:
             self.learn(found if whole else None)
+        if ended_here:
+            self.end_step()
+
+    def end_step(self) -> None:
+        """The step ends with what was sampled as if it went on: what is asked with an end is asked with it again."""
+        if self.asked.sums:
+            count, self.score = self.known
+            del self.logprobs[count:]
+        elif self.asked.request.choice is not None and self.asked.scores:
+            del self.logprobs[-1:]
 
     def learn(self, found: Completion | None) -> None:
         """What the engine says of the sample's last token: nothing, where it went on."""
@@ -160,6 +184,7 @@ class WithTools:
         self._parts: dict[str, tuple[_Pending, Callable[[Result], None]]] = {}
         self._outbox: list[Request] = []
         self._busy: list[_Sample] = []
+        self._came: deque[Result] = deque()
         self._done: list[Result] = []
 
     @property
@@ -184,6 +209,7 @@ class WithTools:
         self._send()
 
     def poll(self, timeout: float | None = None) -> list[Result]:
+        """Passes on what a tool raises. Polled again, it gives that tool's request as an error, and all others."""
         ends = float("inf") if timeout is None else time.monotonic() + timeout
         while not self._done:
             self._ask_tools()
@@ -192,8 +218,9 @@ class WithTools:
             if self._busy:
                 left = min(left, BUSY_SECONDS)
             results = [] if self._done else self._engine.poll(None if left == float("inf") else left)
-            for result in results:
-                self._take(result)
+            self._came += results
+            while self._came:
+                self._take(self._came.popleft())
             self._send()
             if results or self._done:
                 continue
@@ -224,10 +251,16 @@ class WithTools:
     def _begin(self, request: Request, name: str) -> None:
         """All samples stop at the same texts at first, so they go out together, and the given ones with them."""
         if name not in self._tools:
-            self._tools[name] = load_tool(name, self._engine.tokenizer)
+            self._tools[name] = self._load_tool(name)
+        if request.stops:  # the engine's word "stop" would not say whose
+            error = f"a request with the tool {name!r} takes no stops of its own (got {list(request.stops)})"
+            self._done.append(Result(request.id, (), error=error))
+            return
         tool, most = self._tools[name], min(request.max_tokens, self.limits.max_context - len(request.prefix))
-        sums = request.want_value and {"value", "given"} <= self.limits.scores
-        asked = _Pending(request, tool, most, sums, completions=[None] * (request.n + len(request.given)))
+        scores = "given" in self.limits.scores
+        sums = scores and request.want_value and "value" in self.limits.scores
+        asked = _Pending(request, tool, most, sums, scores, self._ends_step(request.delimiter))
+        asked.completions = [None] * (request.n + len(request.given))
         for index, seed in enumerate(request.seeds[: request.n]):
             state = tool.begin(request.prefix[request.prompt_tokens :])
             guide = Guide(state)
@@ -238,6 +271,20 @@ class WithTools:
             delimiter = None if sample.held else request.delimiter
             first = replace(first, stops=sample.state.stops, delimiter=delimiter)
         self._ask(asked, first, lambda result: self._first(asked, result))
+
+    def _load_tool(self, name: str) -> Tool:
+        if self._engine.tokenizer is None and name in TOOLS:
+            raise RecipeError(
+                f"the engine has no tokenizer, so the tool {name!r} cannot read what it samples: give the tool itself, "
+                "WithTools(engine, {name: tool}), or an engine with a tokenizer"
+            )
+        return load_tool(name, self._engine.tokenizer)
+
+    def _ends_step(self, delimiter: str | None) -> Callable[[Sequence[int]], bool]:
+        tokenizer = self._engine.tokenizer
+        if delimiter is None or tokenizer is None:  # ids without text: what closes a call ends no step
+            return lambda ids: False
+        return lambda ids: step_end(tokenizer, delimiter).ends(ids)
 
     def _ask(self, asked: _Pending, part: Request, then: Callable[[Result], None]) -> None:
         self._outbox.append(part)
@@ -262,7 +309,7 @@ class WithTools:
             self._busy.append(sample)
         elif len(sample.logprobs) == len(sample.tokens):
             self._next(sample)
-        elif "given" in self.limits.scores:
+        elif sample.asked.scores:
             self._ask(sample.asked, sample.to_score(), lambda result: self._scored(sample, result.completions[0]))
         else:
             sample.learn(None)
@@ -313,22 +360,42 @@ class WithTools:
             asked.error = f"policies {asked.policy} and {result.policy} answered parts of one request"
         asked.policy = asked.policy or result.policy
         if asked.error is None:
-            then(result)
+            with self._blamed(asked):
+                then(result)
         self._settle(asked)
 
     def _ask_tools(self) -> None:
         """Go on with the samples whose tools are no longer busy."""
-        waiting, self._busy = self._busy, []
-        for sample in waiting:
-            if sample.asked.error is not None:  # what is in flight for it is awaited, and nothing more is sent
-                continue
+        waiting, self._busy = deque(self._busy), []
+        try:
+            while waiting:
+                self._ask_tool(waiting.popleft())
+        finally:
+            self._busy += waiting
+
+    def _ask_tool(self, sample: _Sample) -> None:
+        if sample.asked.error is not None:  # what is in flight for it is awaited, and nothing more is sent
+            return
+        with self._blamed(sample.asked):
             told = sample.guide.wait(sample.left)
             if told is True:
                 self._busy.append(sample)
-                continue
+                return
             sample.finish = told or None
+            if sample.finish == "step":
+                sample.end_step()
             self._go_on(sample)
-            self._settle(sample.asked)
+        self._settle(sample.asked)
+
+    @contextmanager
+    def _blamed(self, asked: _Pending) -> Iterator[None]:
+        """What a tool raises ends its request, and no other."""
+        try:
+            yield
+        except Exception as error:
+            asked.error = str(error) or type(error).__name__
+            self._settle(asked)
+            raise
 
     def _lose(self) -> None:
         """The engine has nothing in flight although parts are unanswered."""

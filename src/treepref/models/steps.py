@@ -40,8 +40,8 @@ class StepEnd:
             return False
         return self.delimiter in _text(self.tokenizer, step_ids)
 
-    def finish(self, step_ids: Sequence[int]) -> Finish | None:
-        """How the last id ends the step, if it does."""
+    def finish(self, step_ids: Sequence[int], whole: bool = True) -> Finish | None:
+        """How the last id ends the step, if it does. `whole`: see `SampleEnd.finish`."""
         return "step" if self.ends(step_ids) else None
 
     def split(self, ids: Sequence[int]) -> list[int]:
@@ -65,9 +65,12 @@ class SampleEnd:
         self.candidate: np.ndarray = np.logical_or.reduce(tables)
         """bool [V], as a StepEnd's."""
 
-    def finish(self, ids: Sequence[int]) -> Finish | None:
-        """How the last of the sample's ids ends it, if it does; the delimiter goes before a stop."""
-        if self.delimiter is not None and self.delimiter.ends([*self.step, *ids]):
+    def finish(self, ids: Sequence[int], whole: bool = True) -> Finish | None:
+        """How the last of the sample's ids ends it, if it does; the delimiter goes before a stop.
+
+        Not `whole`: `ids` are those behind a tool's call alone, and no delimiter reaches across that from the step.
+        """
+        if self.delimiter is not None and self.delimiter.ends([*self.step, *ids] if whole else ids):
             return "step"
         return "stop" if any(stop.ends(ids) for stop in self.stops) else None
 
