@@ -278,7 +278,8 @@ class WithTools:
                 f"the engine has no tokenizer, so the tool {name!r} cannot read what it samples: give the tool itself, "
                 "WithTools(engine, {name: tool}), or an engine with a tokenizer"
             )
-        return load_tool(name, self._engine.tokenizer)
+        tokenizer: Any = self._engine.tokenizer  # None: `load_tool` says that there is no such tool
+        return load_tool(name, tokenizer)
 
     def _ends_step(self, delimiter: str | None) -> Callable[[Sequence[int]], bool]:
         tokenizer = self._engine.tokenizer
