@@ -34,7 +34,7 @@ SIZE = [
 SEARCH = ["search.simulations=9", "search.children=3", "search.trees_in_flight=5"]
 METHODS = {
     "svpo": [
-        "quickstart", *SIZE, *SEARCH, "value.problems=5", "value.samples=3", "eval.sbs=[[1, 2], [2, 3]]",
+        "quickstart", *SIZE, *SEARCH, "value.problems=0", "value.samples=3", "eval.sbs=[[1, 2], [2, 3]]",
         "eval.sbs_likelihood=1", "value.fit=false", "eval.mcts=true", "search.root_children=4",
         "search.first_temperature=0.9", "task.splits.labelled=6", "warmup.epochs=1",
     ],

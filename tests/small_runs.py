@@ -35,6 +35,15 @@ METHODS = {
 WARM = ["task.splits.labelled=8", "warmup.epochs=1"]
 
 
+ONLY_FOR_DPO = ("self_training.dpo_", "self_training.pairs", "self_training.gold", "pairs.", "train.")
+"""Keys of dpo_st that self_training.dpo=false leaves without effect."""
+
+
+def apart_from(overrides: list[str], *keys: str) -> list[str]:
+    """The overrides of other keys than those that begin so."""
+    return [override for override in overrides if not override.startswith(keys)]
+
+
 def copy_model(folder: Path) -> Path:
     """The shipped model as a user's own folder, without the note that treepref leaves in what it saves."""
     shutil.copytree(BUILTIN["builtin:tiny-base"], folder)

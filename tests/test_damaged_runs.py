@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from small_runs import METHODS, copy_model, run_command, treepref_command
 from treepref.errors import ModelError, RecipeError, StoreError
 from treepref.models.policy import load_policy, load_tokenizer
 from treepref.models.text import encode_prompt
+from treepref.runs.run_folder import sqlite_errors
 from treepref.runs.store import Store
 from treepref.training.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint, told_if_damaged
 from treepref.training.learner import Learner
@@ -39,6 +41,9 @@ BROKEN = {
     "meta": "UPDATE meta SET value = '{broken' WHERE key = 'recipe'",
     "recipe of another kind": "UPDATE meta SET value = '[1]' WHERE key = 'recipe'",
     "recipe with a strange key": 'UPDATE meta SET value = \'{"name": "x", "colour": 1}\' WHERE key = \'recipe\'',
+    "recipe whose method is no text": 'UPDATE meta SET value = \'{"name": "x", "method": []}\' WHERE key = \'recipe\'',
+    "recipe whose seed is no number": 'UPDATE meta SET value = \'{"name": "x", "seed": []}\' WHERE key = \'recipe\'',
+    "problems that are no text": "UPDATE problems SET row = CAST(x'ff' AS TEXT)",
     "schema": "UPDATE meta SET value = 'x' WHERE key = 'schema'",
     "problems": "UPDATE problems SET row = '[1, 2'",
     "problems of another shape": "UPDATE problems SET row = '[1]'",
@@ -134,6 +139,29 @@ def test_a_damaged_row_is_told(place: Path, case: str) -> None:
         done = treepref_command(*command, cwd=place)  # an error of another kind than ours would be raised here
         said.append(done.stderr)
     assert any("run.db" in text and "another --out" in text for text in said), said
+
+
+@pytest.mark.parametrize("table", ["costs", "events", "outcomes", "pairs", "problems", "stages", "trees"])
+def test_a_missing_table_is_told(place: Path, table: str) -> None:
+    with Store(place / "run") as store, store.transaction():
+        store._db.execute(f"DROP TABLE {table}")
+    said = [treepref_command(command, "run", cwd=place).stderr for command in ("report", "digest", "export")]
+    told = f"no such table: {table}): restore run.db from a copy"
+    assert any(told in text for text in said), said
+
+
+def test_a_log_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    """What SQLite says of a log in a folder that may not be written (which keeps no administrator out)."""
+    with pytest.raises(StoreError, match="copy the whole folder"), sqlite_errors(tmp_path):
+        raise sqlite3.OperationalError("unable to open database file")
+
+
+@pytest.mark.parametrize("name", ["results.json", "report.html"])
+def test_a_folder_in_the_place_of_a_result_is_named(place: Path, name: str) -> None:
+    (place / "run" / name).unlink()
+    (place / "run" / name).mkdir()
+    done = treepref_command("report", "run", cwd=place)
+    assert done.returncode == 2 and f"run/{name}: " in done.stderr and "scratch" not in done.stderr, done.stderr
 
 
 def test_a_damaged_expansion_is_told(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from kill_plans import Death, check_same_run, killed_and_resumed, lives_of
 from loop_runs import check_same_weights, digest, parameters
+from small_runs import ONLY_FOR_DPO, apart_from
 from treepref.errors import RecipeError, StoreError, TooFewPairs
 from treepref.loops.dpo_st import improves, pseudo_labels
 from treepref.loops.fork import fork
@@ -31,7 +32,8 @@ SMALL = [
 
 
 def run(out: Path, *more: str) -> dict:
-    run_recipe(load_recipe("dpo_st", [*SMALL, *more]), out)
+    own = apart_from(SMALL, *ONLY_FOR_DPO) if "self_training.dpo=false" in more else SMALL
+    run_recipe(load_recipe("dpo_st", [*own, *more]), out)
     return json.loads((out / "results.json").read_text())
 
 
@@ -141,7 +143,7 @@ def test_a_fork_learns_from_the_same_first_samples(finished: Path, tmp_path: Pat
 
 def test_without_dpo_labels_come_from_the_sft_model_and_without_labels_nothing_changes(tmp_path: Path) -> None:
     # No sample of one token is a solution, so there is no pseudo-label: retraining from the base is the warm-up again.
-    run(tmp_path, "self_training.dpo=false", "self_training.dpo_samples=5", "self_training.max_tokens=1", "rounds=1")
+    run(tmp_path, "self_training.dpo=false", "self_training.max_tokens=1", "rounds=1")
     with Store(tmp_path, read_only=True) as store:
         assert {tree.policy for tree in store.trees("round-1/labels")} == {"round-0"}
         assert [s.name for s in store.stages() if s.name.count("/") == 1] == [
@@ -154,13 +156,15 @@ def test_without_dpo_labels_come_from_the_sft_model_and_without_labels_nothing_c
 
 
 def test_without_pseudo_labels_there_is_the_warm_up_alone(tmp_path: Path) -> None:
-    assert len(run(tmp_path, "self_training.pseudo_labels=false")["rounds"]) == 1
+    own = apart_from(SMALL, *ONLY_FOR_DPO, "self_training.")
+    run_recipe(load_recipe("dpo_st", [*own, "self_training.pseudo_labels=false"]), tmp_path)
+    assert len(json.loads((tmp_path / "results.json").read_text())["rounds"]) == 1
     assert not (tmp_path / "round-1").exists()
 
 
 def test_rounds_stop_where_accuracy_no_longer_improves(tmp_path: Path) -> None:
     # Without pseudo-labels every round is the warm-up again, as good and no better.
-    off = ["self_training.dpo=false", "self_training.dpo_samples=5", "self_training.max_tokens=1", "rounds=3"]
+    off = ["self_training.dpo=false", "self_training.max_tokens=1", "rounds=3"]
     results = run(tmp_path, *off, "self_training.patience=1")
     assert [r["round"] for r in results["rounds"]] == [0, 1]
     with Store(tmp_path, read_only=True) as store:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from golden_runs import Script, scripted_engine
 from small_runs import copy_model, treepref_command
@@ -23,6 +22,7 @@ from treepref.config import RECIPES, Recipe
 from treepref.engines import torch_engine
 from treepref.keys import SWITCHES, Switch, keys_of, methods_with, plain
 from treepref.recipes.reading import dump_recipe, load_recipe
+from treepref.recipes.yaml_text import Document, build, compose
 from treepref.runs.store import Store
 from treepref.training import learner
 
@@ -186,6 +186,13 @@ def other(key: str, default: Any) -> tuple[str, list[str]]:
     return json.dumps(not default if isinstance(default, bool) else default * 0.75 if default else 0.5), []
 
 
+def read_value(text: str) -> object:
+    """A value as an override has it."""
+    node = compose(text, "")
+    assert node is not None
+    return build(node, (), str, Document())
+
+
 class Enough(BaseException):
     """A run differs already; what is left of it would only take time."""
 
@@ -237,10 +244,18 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def traced(
-    folder: Path, method: str, overrides: tuple[str, ...], against: Trace | None = None, recipe: str | None = None
+    folder: Path, method: str, around: tuple[str, ...], changed: dict[str, Any], against: Trace | None = None
 ) -> Trace:
-    """A run under `method` with `overrides` upon its start, or of a file, until it differs from `against`."""
-    trace, arguments = Trace(against=against), [RUNNABLE[method], *START[method], *overrides]
+    """A run under `method` with `around` upon its start and other values of keys, until it differs from `against`.
+
+    It is of a recipe as run, whose keys may have no effect.
+    """
+    data = plain(load_recipe(RUNNABLE[method], [*START[method], *around]).recipe)
+    for key, value in changed.items():
+        _set(data, key, value)
+    recipe = RECIPES[method].model_validate_json(json.dumps(data))
+    (folder / "as_run.yaml").write_text(dump_recipe(recipe))
+    trace, arguments = Trace(against=against), [str(folder / "as_run.yaml")]
     engine = scripted_engine(Script(arguments, folder))
 
     class Engine(engine):
@@ -269,9 +284,8 @@ def traced(
         for module in LEARNERS:
             patch.setattr(f"{module}.Learner", Learner)
         patch.setattr(learner, "save_checkpoint", save)
-        asked = arguments if recipe is None else [recipe]
         with suppress(Enough):
-            treepref_command("run", asked[0], "-q", "--out", "run", *asked[1:], cwd=folder)
+            treepref_command("run", *arguments, "-q", "--out", "run", cwd=folder)
     trace.rows = dict(stored(folder / "run"))
     trace.files = sorted(str(p.relative_to(folder / "run")) for p in (folder / "run").glob("round-*"))
     return trace
@@ -297,12 +311,12 @@ def stored(run: Path) -> Iterator[tuple[str, object]]:
 
 @cache
 def start(folder: Path, method: str, around: tuple[str, ...]) -> Trace:
-    return traced(folder, method, around)
+    return traced(folder, method, around, {})
 
 
 @pytest.mark.parametrize("method", RECIPES)
 def test_a_run_is_the_same_twice(world: Path, method: str) -> None:
-    assert start(world, method, ()).differs_in(traced(world, method, ())) == []
+    assert start(world, method, ()).differs_in(traced(world, method, (), {})) == []
 
 
 def every_key() -> Iterator[object]:
@@ -323,7 +337,7 @@ def test_every_key_does_something(world: Path, method: str, key: str) -> None:
     value, around = other(key, keys_of(RECIPES[method])[key])
     around = [o for o in around if method in methods_with(o.partition("=")[0])]
     before = start(world, method, tuple(around))
-    changed = traced(world, method, (*around, f"{key}={value}"), against=before)
+    changed = traced(world, method, tuple(around), {key: read_value(value)}, against=before)
     assert changed.rows.get("problems"), "the run was refused"
     assert before.differs_in(changed), f"{key}={value} changes nothing of a run of {method}"
 
@@ -347,15 +361,10 @@ SWITCHED = [
 def test_what_is_switched_off_does_nothing(world: Path, switch: Switch, method: str, off: object) -> None:
     """All keys under a switch are changed together. Such recipes are refused, but not where a run wrote them."""
     around = tuple(VALUES) if method == "svpo" else ()
-    data = plain(load_recipe(RUNNABLE[method], [*START[method], *around]).recipe)
-    _set(data, switch.by, off)
-    traces = []
-    for number in range(2):
-        for key in _under(switch, RECIPES[method]) if number else ():
-            _set(data, key, yaml.safe_load(other(key, keys_of(RECIPES[method])[key])[0]))
-        recipe = RECIPES[method].model_validate_json(json.dumps(data))
-        (world / "as_run.yaml").write_text(dump_recipe(recipe))
-        traces.append(traced(world, method, around, recipe="as_run.yaml"))
+    under, traces = _under(switch, RECIPES[method]), []
+    others = {key: read_value(other(key, keys_of(RECIPES[method])[key])[0]) for key in under}
+    for changed in ({}, others):
+        traces.append(traced(world, method, around, {switch.by: off} | changed))
         traces[-1].settings = [setting for setting in traces[-1].settings if setting[0] != "learner"]
     assert traces[0].rows.get("problems") and traces[1].differs_in(traces[0]) == []
 

@@ -279,7 +279,7 @@ def test_overrides_merge_sections_and_replace_a_tasks_parameters(tmp_path: Path)
     file = tmp_path / "r.yaml"
     file.write_text("train: {lr: 1e-4, beta: 0.2}\ntask: {name: chain_sum, params: {min_terms: 2, max_terms: 9}}\n")
     assert load_recipe(file, ["task.params={min_terms: 5}"]).recipe.task.params == {"min_terms": 5}
-    task = load_recipe(file, ["task={slips: 0.1, params: {min_terms: 5}}"]).recipe.task
+    task = load_recipe(file, ["task={slips: 0.1, granularity: [2], params: {min_terms: 5}}"]).recipe.task
     assert (task.name, task.slips, task.params) == ("chain_sum", 0.1, {"min_terms": 5})
     assert load_recipe(file, ["task.params.min_terms=5"]).recipe.task.params == {"min_terms": 5, "max_terms": 9}
     train = load_recipe(file, ["train={lr: 1e-3}"]).recipe.train
@@ -325,7 +325,9 @@ tricky = st.sampled_from(
 
 @settings(max_examples=40, deadline=None)
 @given(
-    params=st.dictionaries(texts | tricky, scalars | tricky | st.lists(scalars | tricky, max_size=3), max_size=4),
+    params=st.dictionaries(
+        texts | tricky.filter(bool), scalars | tricky | st.lists(scalars | tricky, max_size=3), max_size=4
+    ),
     delimiter=st.sampled_from(["\n", "\n\n", " \n", "\t", "。", "1e5", "no"]),
     lr=st.floats(1e-300, 1),
     train_split=texts | tricky,
@@ -478,7 +480,7 @@ def test_every_switch_names_keys_and_values_that_there_are() -> None:
         for value in off:
             load_recipe(
                 methods_with(by)["warmup" not in by and -1],
-                [f"{by}={json.dumps(value)}", *(["task.path=null"] * (by == "task.kind"))],
+                [f"{by}={json.dumps(value)}", *(["task.path=rows.jsonl"] * (value == "jsonl"))],
             )
 
 
@@ -495,3 +497,64 @@ def test_every_key_is_known_to_a_method_and_defaults_agree() -> None:
         for method in methods_with(key):
             if key != "method":
                 assert keys_of(RECIPES[method])[key] == default, f"{key} has another default in {method}"
+
+
+# ---- what one text lays over another
+
+
+def test_a_replaced_list_has_its_own_lines(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("extends: svpo\nmodel: {path: x}\neval: {sbs: [[1]]}\n")
+    (problem,) = (line for line in refusal(tmp_path / "r.yaml").splitlines())
+    assert problem.endswith("r.yaml:3: eval.sbs[0][1]: is missing")
+
+
+def test_what_an_override_leaves_keeps_its_line(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("extends: quickstart\ntrain:\n  beta: no\n  clip: !x 1\n")
+    first, second = refusal(tmp_path / "r.yaml", "train={lr: 1e-4}").splitlines()
+    assert "r.yaml:3: train.beta" in first and "r.yaml:4: train.clip" in second
+    assert load_recipe(tmp_path / "r.yaml", ["train={beta: 0.1, clip: 1}"]).recipe.train.beta == 0.1
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("extends=svpo", "extends: belongs into a file"),
+        ("value={'': 1}", "value: a key must not be empty"),
+        ("task.columns={answer: label}", "task.columns: has no effect while task.kind is reasoning_gym"),
+        ("task.eval_split=test", "task.eval_split: has no effect while task.kind is reasoning_gym"),
+        ("value.pools=[last, last]", "value.pools: has last twice"),
+        ("value.layers=[0.5, 1, 0.5]", "value.layers: has 0.5 twice"),
+        ("eval.sbs=[[1, 2], [1, 2]]", "eval.sbs: has [1, 2] twice"),
+    ],
+)
+def test_what_does_nothing_is_said_to(override: str, told: str) -> None:
+    assert told in refusal("quickstart", override)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "switch", "keys"),
+    [
+        ("quickstart", "train.objective=sft", ["train.reference=initial", "train.beta=0.2"]),
+        ("quickstart", "value.fit=false", ["value.problems=9"]),
+        ("mcts_dpo", "eval.sbs=[]", ["eval.sbs_likelihood=9.0"]),
+        ("quickstart", "task.granularity=[1]", ["task.slips=0.1"]),
+        ("svpo", "task.kind=math", ["task.name=countdown", "task.granularity=[2]", "task.slips=0.1"]),
+        ("dpo_st", "self_training.dpo=false", ["train.lr=1e-4", "pairs.min_problems=3", "self_training.dpo_samples=9"]),
+        (
+            "dpo_st",
+            "self_training.pseudo_labels=false",
+            ["train.lr=1e-4", "self_training.label_samples=9", "self_training.patience=9"],
+        ),
+    ],
+)
+def test_keys_that_another_switches_off_are_refused(recipe: str, switch: str, keys: list[str]) -> None:
+    told = refusal(recipe, switch, *keys).splitlines()
+    found = {line.partition(": has no effect while ")[0].rpartition(" ")[2] for line in told}
+    assert found == {key.partition("=")[0] for key in keys}
+    load_recipe(recipe, [switch])
+
+
+def refusal(recipe: str | Path, *overrides: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(recipe, overrides)
+    return str(caught.value)

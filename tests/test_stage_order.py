@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from small_runs import METHODS, contents, copy_model, run_command, treepref_command
+from small_runs import METHODS, ONLY_FOR_DPO, apart_from, contents, copy_model, run_command, treepref_command
 from treepref.loops.session import Session
 from treepref.recipes.reading import load_recipe
 from treepref.runs.store import Store
@@ -133,8 +133,9 @@ def test_a_stop_is_noted_with_the_stage_that_it_came_in(tmp_path: Path, online: 
 def test_switched_off_stages_are_said_to_be(tmp_path: Path) -> None:
     copy_model(tmp_path / "model")
     recipe, *overrides = METHODS["dpo_st"]
-    more = [f"model.path={tmp_path / 'model'}", "self_training.dpo=false", "self_training.dpo_samples=5"]
-    Session(tmp_path / "run", load_recipe(recipe, [*overrides, *more])).__exit__(None, None, None)
+    more = [f"model.path={tmp_path / 'model'}", "self_training.dpo=false"]
+    own = apart_from(overrides, *ONLY_FOR_DPO)
+    Session(tmp_path / "run", load_recipe(recipe, [*own, *more])).__exit__(None, None, None)
     assert "switched off" in refused(tmp_path / "run", "dpo")
     assert "treepref sft" in refused(tmp_path / "run", "labels")
 

@@ -8,7 +8,7 @@ Reading YAML, overrides and line numbers live in `recipes/reading.py`; this file
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -340,6 +340,14 @@ Conflict = tuple[str, str]
 """A key, and what is wrong with its value."""
 
 
+def _repeated(key: str, values: Sequence[Any]) -> Iterator[Conflict]:
+    """A second entry that equals an earlier one would do nothing."""
+    for place, value in enumerate(values):
+        if value in values[:place]:
+            yield key, f"has {value} twice: take one out"
+            return
+
+
 class Recipe(Section, frozen=True):
     """What the recipes of all methods have. A run's is one of `RECIPES`, which add the sections of their method."""
 
@@ -384,6 +392,11 @@ class Recipe(Section, frozen=True):
         return False
 
     @property
+    def makes_pairs(self) -> bool:
+        """Whether its rounds look for preferences."""
+        return True
+
+    @property
     def longest_solution(self) -> int:
         """Tokens of the longest solution that any stage samples."""
         return self.eval.max_tokens
@@ -396,7 +409,7 @@ class Recipe(Section, frozen=True):
         """Values that are each possible but not together."""
         size = sum(getattr(self.task.splits, split) for split in self.searched_splits)
         source = " + ".join(f"task.splits.{split}" for split in self.searched_splits)
-        if self.pairs.min_problems > size:
+        if self.makes_pairs and self.pairs.min_problems > size:
             yield (
                 "pairs.min_problems",
                 f"is above {source} ({size}): no round can find that many problems (got {self.pairs.min_problems})",
@@ -425,6 +438,7 @@ class TreeRecipe(Recipe, frozen=True):
         for widths in self.eval.sbs:
             if min(widths) < 1:
                 yield "eval.sbs", f"beam widths must be at least 1 (got {list(widths)})"
+        yield from _repeated("eval.sbs", [list(widths) for widths in self.eval.sbs])
 
 
 class SvpoRecipe(TreeRecipe, frozen=True):
@@ -444,6 +458,11 @@ class SvpoRecipe(TreeRecipe, frozen=True):
     def has_first_values(self) -> bool:
         """Whether policy 0 gets a value head, fitted to samples, before the first search."""
         return self.has_fits and self.value.fit and self.value.problems > 0 and self.rounds > 0
+
+    def conflicts(self) -> Iterator[Conflict]:
+        yield from super().conflicts()
+        yield from _repeated("value.layers", self.value.layers)
+        yield from _repeated("value.pools", self.value.pools)
 
 
 class MctsDpoRecipe(TreeRecipe, frozen=True):
@@ -484,6 +503,10 @@ class DpoStRecipe(Recipe, frozen=True):
     @property
     def retrains_base(self) -> bool:
         return True
+
+    @property
+    def makes_pairs(self) -> bool:
+        return self.self_training.pseudo_labels and self.self_training.dpo
 
     @property
     def longest_solution(self) -> int:

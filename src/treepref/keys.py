@@ -9,7 +9,16 @@ from typing import Any, NamedTuple, get_args
 
 from pydantic import BaseModel
 
-from treepref.config import DEFAULT_METHOD, RECIPES, SECTIONS, Recipe, Section
+from treepref.config import (
+    DEFAULT_METHOD,
+    RECIPES,
+    SECTIONS,
+    EpochsConfig,
+    Recipe,
+    Section,
+    SelfTrainingConfig,
+    TaskConfig,
+)
 
 
 class Switch(NamedTuple):
@@ -22,6 +31,12 @@ class Switch(NamedTuple):
     """The values of `by` that switch them off."""
 
 
+_PREFERENCES = (
+    "pairs.min_problems",
+    *(f"train.{name}" for name in EpochsConfig.model_fields if name not in ("row_tokens", "attention", "recompute")),
+)
+"""dpo_st: what its DPO step alone uses."""
+_KINDS = get_args(TaskConfig.model_fields["kind"].annotation)
 SWITCHES = (
     Switch(
         ("train.value_weight", "train.value_target", "train.margin_weight", "train.margin", "train.sft_weight",
@@ -29,14 +44,29 @@ SWITCHES = (
         "train.objective", ("dpo", "cdpo", "cdpo_mean", "ipo", "ipo_mean", "sft"),
     ),
     Switch(("train.smoothing",), "train.objective", ("dpo", "ipo", "ipo_mean", "sft")),
-    Switch(("train.beta",), "train.objective", ("sft",)),
+    Switch(("train.beta", "train.reference"), "train.objective", ("sft",)),
+    Switch(("value.problems",), "value.fit", (False,)),
     Switch(("pairs.rule", "pairs.max_per_parent"), "pairs.level", ("solution",)),
     Switch(("pairs.max_per_parent",), "pairs.rule", ("trace",)),
     Switch(("warmup.lr", "warmup.batch_tokens", "warmup.warmup_ratio", "warmup.weight_decay"), "warmup.epochs", (0,)),
-    Switch(("task.path", "task.eval_path", "task.columns"), "task.kind", ("reasoning_gym",)),
     Switch(
-        ("self_training.dpo_samples", "self_training.pairs_per_problem", "self_training.gold_positive"),
+        ("task.path", "task.eval_path", "task.columns", "task.train_split", "task.eval_split"),
+        "task.kind", ("reasoning_gym",),
+    ),
+    Switch(
+        ("task.name", "task.granularity", "task.slips"),
+        "task.kind", tuple(kind for kind in _KINDS if kind != "reasoning_gym"),
+    ),
+    Switch(("task.slips",), "task.granularity", ([1],)),
+    Switch(("eval.sbs_likelihood",), "eval.sbs", ([],)),
+    Switch(
+        ("self_training.dpo_samples", "self_training.pairs_per_problem", "self_training.gold_positive", *_PREFERENCES),
         "self_training.dpo", (False,),
+    ),
+    Switch(
+        (*(f"self_training.{name}" for name in SelfTrainingConfig.model_fields if name != "pseudo_labels"),
+         *_PREFERENCES),
+        "self_training.pseudo_labels", (False,),
     ),
 )  # fmt: skip
 """Which keys which values of others leave without effect. What few readers would take for such a case is left out."""
@@ -106,15 +136,24 @@ def switched_off(recipe: Recipe) -> dict[str, str]:
 
     Not those at 0, false or null: what is off may be said to be off.
     """
-    values, defaults, found = flatten(plain(recipe)), keys_of(type(recipe)), {}
+    data, defaults, found = plain(recipe), keys_of(type(recipe)), {}
     for keys, by, off in SWITCHES:
-        if by not in values or values[by] not in off:
+        if by not in defaults or value_at(data, by) not in off:
             continue
-        for key in values:
+        for key, default in defaults.items():
             within = key in keys or key.startswith(tuple(f"{section}." for section in keys))
-            if within and values[key] and values[key] != defaults[key]:
+            value = value_at(data, key) if within else None
+            if value and value != default:
                 found.setdefault(key, by)
     return found
+
+
+def value_at(data: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted key; None in a section that is null."""
+    value: Any = data
+    for part in key.split("."):
+        value = value[part] if isinstance(value, Mapping) else None
+    return value
 
 
 def without(data: Mapping[str, Any], keys: set[str], prefix: str = "") -> dict[str, Any]:

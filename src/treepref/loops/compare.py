@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
+from treepref.config import DEFAULT_METHOD
 from treepref.errors import DataError, StoreError
 from treepref.evaluation.comparison import RoundScores, RunScores, compare_runs
 from treepref.evaluation.scores import (
@@ -135,12 +136,14 @@ def read_run(folder: Path, name: str | None = None) -> RunScores:
     rounds = [r for r in rounds if r.methods]
     if not rounds:
         raise StoreError(f"{folder}: no round of this run is evaluated yet, so there is nothing to compare")
+    with store.sound("the recipe"):
+        seed = int(recipe.get("seed", 0))
     return RunScores(
         name=name or folder.name,
         folder=str(folder),
         recipe=str(recipe.get("name", "")),
-        method=str(recipe.get("method", "svpo")),
-        seed=int(recipe.get("seed", 0)),
+        method=str(recipe.get("method", DEFAULT_METHOD)),
+        seed=seed,
         identity=identity,
         rounds=rounds,
         problems=keys,

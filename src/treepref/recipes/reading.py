@@ -176,13 +176,25 @@ def _parse_document(text: str, source: str) -> Document:
     raise RecipeError(f"{source}:{node.start_mark.line + 1}: a recipe is a mapping of keys (`name: …`) at its top")
 
 
-def _merge(under: dict[str, Any], over: Mapping[str, Any], path: KeyPath = ()) -> None:
-    """Lay `over` onto `under`: sections merge, everything else is replaced."""
+def _lay_over(base: Document, over: Document, at: KeyPath = ()) -> None:
+    """Sections merge, everything else is replaced, and what was known of its place and faults with it.
+
+    `at`: the one key that `over` sets, where it does not stand for a text of its own.
+    """
+    _merge(base, base.data, over.data, at)
+    base.origins.update(over.origins)
+    base.problems.extend(over.problems)
+    base.as_run |= over.as_run
+
+
+def _merge(base: Document, under: dict[str, Any], over: Mapping[str, Any], at: KeyPath, path: KeyPath = ()) -> None:
     for key, value in over.items():
         here = (*path, key)
-        if isinstance(value, dict) and isinstance(under.get(key), dict) and here != REPLACED_WHOLE:
-            _merge(under[key], value, here)
+        whole = here == REPLACED_WHOLE and (at == here or at[: len(here)] != here)
+        if isinstance(value, dict) and isinstance(under.get(key), dict) and not whole:
+            _merge(base, under[key], value, at, here)
         else:
+            base.forget(here)
             under[key] = value
 
 
@@ -214,10 +226,7 @@ def _read_chain(
         base, _, _ = _read_chain(parent, source.folder, (*seen, source))
     except RecipeError as error:
         raise RecipeError(f"{place}: extends: {error}") from None
-    _merge(base.data, document.data)
-    base.origins.update(document.origins)
-    base.problems.extend(document.problems)
-    base.as_run |= document.as_run
+    _lay_over(base, document)
     return base, source.text, source.name
 
 
@@ -261,22 +270,15 @@ def _apply_override(document: Document, override: str) -> None:
     except RecipeError as error:
         document.problems.append(Fault(place, (), str(error).partition(": ")[2]))
         return
-    section: dict[str, Any] = document.data
-    for depth, part in enumerate(keys[:-1]):
-        if not isinstance(section.get(part), dict):
-            section[part] = {}
-            document.origins[tuple(keys[: depth + 1])] = place
-        section = section[part]
-    path = tuple(keys)
-    for stale in [known for known in document.origins if known[: len(path)] == path]:
-        del document.origins[stale]
-    document.problems = [problem for problem in document.problems if problem.path[: len(path)] != path]
+    path, over = tuple(keys), Document()
+    value = None if node is None else build(node, path, lambda _: place, over)
+    over.data = {keys[-1]: value}
+    for part in keys[-2::-1]:
+        over.data = {part: over.data}
+    _lay_over(document, over, path)
     document.origins[path] = place
-    value = None if node is None else build(node, path, lambda _: place, document)
-    if isinstance(value, dict) and isinstance(section.get(keys[-1]), dict) and path != REPLACED_WHOLE:
-        _merge(section[keys[-1]], value, path)
-    else:
-        section[keys[-1]] = value
+    for depth in range(1, len(path)):
+        document.origins.setdefault(path[:depth], place)  # of sections that there were not
 
 
 # ---- checking --------------------------------------------------------------------------------------------------------
@@ -451,6 +453,8 @@ def _useless_key(path: KeyPath, method: str) -> str | None:
 
 def _unknown_key(path: KeyPath, method: str) -> str:
     """Message for an unknown key, with the nearest known one: in its section first, then anywhere."""
+    if path == ("extends",):
+        return "belongs into a file; here, name that recipe in place of this one"
     name = str(path[-1])
     prefix = dotted(path).removesuffix(shorten(name))
     name, known = name[:100], list(keys_of(RECIPES[method]))

@@ -136,6 +136,11 @@ class Document:
                 return self.origins[path[:length]]
         return default
 
+    def forget(self, path: KeyPath) -> None:
+        """Something else takes the place of what stands there, and of all below it."""
+        self.origins = {known: place for known, place in self.origins.items() if known[: len(path)] != path}
+        self.problems = [problem for problem in self.problems if problem.path[: len(path)] != path]
+
 
 def compose(text: str, source: str, depth: int = 0) -> yaml.Node | None:
     """The node graph of one YAML document that stands `depth` levels deep; None where there is none.
@@ -189,7 +194,7 @@ def _build_mapping(
         if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != f"{_PREFIX}str":
             shown = shorten(key) if isinstance(key_node, yaml.ScalarNode) else f"a {key_node.id}"
             wrong = f"a key must be text (got {shown})"
-        elif reason := unusable_text(key):
+        elif reason := "must not be empty" if not key else unusable_text(key):
             wrong = f"a key {reason} (got {shorten(key)!r})"
         if wrong:
             document.problems.append(Fault(place(key_node), path, wrong))

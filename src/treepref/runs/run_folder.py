@@ -176,7 +176,8 @@ def disk_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StoreError(_full(folder)) from error
-        raise StoreError(f"{error.filename or folder}: {error.strerror or error}") from error
+        where = error.filename2 or error.filename or folder  # of a move, where to
+        raise StoreError(f"{where}: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager
@@ -190,8 +191,16 @@ def sqlite_errors(folder: Path) -> Iterator[None]:
             said = _full(folder)
         elif "disk I/O error" in text:
             said = f"{folder}/run.db could not be read or written ({text}): check the disk and its free space. {_KEPT}"
-        elif "not a database" in text or "malformed" in text:
-            said = f"{folder}/run.db is not a sound treepref database ({text})"
+        elif re.search("not a database|malformed|no such (table|column)|decode to UTF-8", text):
+            said = (
+                f"{folder}/run.db is not a sound treepref database ({text}): restore run.db from a copy, or start "
+                "another run with another --out"
+            )
+        elif "unable to open" in text:
+            said = (
+                f"{folder}/run.db cannot be opened ({text}): where run.db-wal is left, reading needs a folder that may "
+                "be written; copy the whole folder to such a place"
+            )
         elif "locked" in text:
             said = f"{folder}/run.db is locked by a program that does not belong to this run"
         elif isinstance(error, sqlite3.IntegrityError):

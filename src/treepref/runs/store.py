@@ -138,9 +138,9 @@ class Store:
         if found == SCHEMA:
             return
         if not isinstance(found, int) or not OLDEST <= found < SCHEMA:
-            age = "newer" if isinstance(found, int) and found > SCHEMA else "other"
+            maker = "a newer" if isinstance(found, int) and found > SCHEMA else "another"
             raise StoreError(
-                f"{self.folder}/run.db has schema {found}, made by a {age} version of treepref (this one reads "
+                f"{self.folder}/run.db has schema {found}, made by {maker} version of treepref (this one reads "
                 f"{OLDEST} to {SCHEMA}): use that version, or choose another --out"
             )
         with sqlite_errors(self.folder), self.sound(f"what schema {found} holds"):

@@ -21,9 +21,9 @@ def stored_recipe(store: Store) -> Recipe | None:
     known = store.meta("recipe")
     if known is None:
         return None
-    if not isinstance(known, dict) or known.get("method", DEFAULT_METHOD) not in RECIPES:
+    method = known.get("method", DEFAULT_METHOD) if isinstance(known, dict) else None
+    if not isinstance(method, str) or method not in RECIPES:
         raise StoreError(f"{_damaged(store)} (method): {_WAY_OUT}")
-    method = known.get("method", DEFAULT_METHOD)
     dropped = dropped_keys(store)
     try:
         return RECIPES[method].model_validate_json(json.dumps(without(known, set(dropped))))
