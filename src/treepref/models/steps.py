@@ -1,7 +1,8 @@
 """Where a step ends: at the first token whose cumulative decoding contains the delimiter, that token included.
 
-The delimiter may lie inside a token, span tokens, or be completed by the last byte of a character. Knows a tokenizer
-and a delimiter; knows no tree and no engine.
+In a block (`blocks.py`) the delimiter counts for nothing, so that a program or an environment of LaTeX is one step. The
+delimiter may lie inside a token, span tokens, or be completed by the last byte of a character. Knows a tokenizer and a
+delimiter; knows no tree and no engine.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from treepref import blocks
 from treepref.errors import ModelError
 from treepref.types import Finish
 
@@ -34,11 +36,11 @@ class StepEnd:
         self.candidate = _candidates(tokenizer, delimiter)
 
     def ends(self, step_ids: Sequence[int]) -> bool:
-        """True if the last id completes the delimiter. The ids before it are known not to contain it."""
+        """True if the last id completes the delimiter outside of blocks. The ids before it are known not to do so."""
         last = step_ids[-1]
         if last >= len(self.candidate) or not self.candidate[last]:
             return False
-        return self.delimiter in _text(self.tokenizer, step_ids)
+        return blocks.step_end(_text(self.tokenizer, step_ids), self.delimiter) is not None
 
     def finish(self, step_ids: Sequence[int], whole: bool = True) -> Finish | None:
         """How the last id ends the step, if it does. `whole`: see `SampleEnd.finish`."""

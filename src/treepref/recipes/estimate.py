@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from treepref.blocks import steps_of
 from treepref.config import DpoStRecipe, Recipe, SearchConfig, TaskConfig, TreeRecipe
 from treepref.errors import TreeprefError
 from treepref.recipes.sizing import ModelInfo, Rates
@@ -235,7 +236,7 @@ def measured_assumptions(recipe: Recipe, problems: int = 64) -> Assumptions:
         assumed = replace(assumed, question_tokens=len(tokenizer(question, add_special_tokens=False)["input_ids"]))
     if not texts:
         return replace(assumed, origin=f"measured on {len(prompts)} prompts, steps half as long as the recipe allows")
-    steps = sum(len([step for step in text.split(recipe.task.delimiter) if step]) for text in texts)
+    steps = sum(len(steps_of(text, recipe.task.delimiter)) for text in texts)
     origin = f"measured on {len(prompts)} prompts and {len(texts)} rationales"
     return replace(assumed, step_tokens=tokens / steps, steps=steps / len(texts), origin=origin)
 

@@ -12,9 +12,9 @@ from dataclasses import replace
 from random import Random
 from typing import Any
 
+from treepref.blocks import lines_and_blocks
 from treepref.tasks.choice_answers import ALPHABET, last_statement, read_choice, same_text, strict_choice
 from treepref.tasks.files import BadRow, Parse, further, row_id, row_text
-from treepref.tasks.rationales import solution_lines
 from treepref.tasks.rules import AnswerRule
 from treepref.tasks.sources import Row
 from treepref.types import Problem
@@ -82,7 +82,7 @@ def parse_aqua(row: Row, prefix: str) -> Problem:
         options.append(found[2])
     key = _position(labels, options, row.data.get("correct"), "correct")
     rationale = row.data.get("rationale")
-    lines = solution_lines(rationale) if isinstance(rationale, str) else []
+    lines = lines_and_blocks(rationale) if isinstance(rationale, str) else []
     stated = last_statement("\n".join(lines), options)
     if stated is not None:
         lines = lines[:-1]

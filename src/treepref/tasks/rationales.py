@@ -91,11 +91,6 @@ def countdown_steps(expression: str, numbers: Sequence[int]) -> list[str]:
     return [*steps, render(_with_parentheses(work))]
 
 
-def solution_lines(text: str) -> list[str]:
-    """The lines of a written solution, without empty ones and without blanks at their ends."""
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
 def drop_annotations(text: str) -> str:
     """GSM8K's calculator annotations removed: '48/2 = <<48/2=24>>24' becomes '48/2 = 24'."""
     return _ANNOTATION.sub("", text)

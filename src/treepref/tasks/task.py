@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
 
+from treepref.blocks import lines_and_blocks
 from treepref.config import TaskConfig
 from treepref.errors import DataError, RecipeError
 from treepref.tasks import rules
 from treepref.tasks.checking import Checker
 from treepref.tasks.choices import CHOICE, PARSERS
 from treepref.tasks.choices import SELF_EVALUATION as CHOICE_SELF_EVALUATION
-from treepref.tasks.rationales import arithmetic_steps, chain_steps, solution_lines
+from treepref.tasks.rationales import arithmetic_steps, chain_steps
 from treepref.tasks.rules import AnswerRule
 from treepref.tasks.statements import MARK, statements
 from treepref.types import Problem, Question
@@ -37,14 +38,14 @@ def _chain(problem: Problem, granularity: list[int], rng: Random, slips: float =
 
 
 def _written(problem: Problem, granularity: list[int], rng: Random) -> list[str]:
-    return solution_lines(problem.rationale or "")
+    return lines_and_blocks(problem.rationale or "")
 
 
 def _written_with_answer(
     problem: Problem, granularity: list[int], rng: Random, rule: AnswerRule = rules.PLAIN
 ) -> list[str]:
     """A rationale, and a line with the answer in the form that `rule` reads where it does not state the answer."""
-    lines = solution_lines(problem.rationale or "")
+    lines = lines_and_blocks(problem.rationale or "")
     text = "\n".join(lines)
     found = rule.extract(text, "\n", problem) if statements(text) else "".join(lines[-1:])
     if found is not None and rule.canonical(found) == rule.canonical(problem.answer):
@@ -122,7 +123,7 @@ class Task:
         if problem.rationale is None:
             raise DataError(f"{problem.id}: has no rationale; only problems of the labelled split have one")
         if self.own_checker is not None and self.kind.rule in (rules.PLAIN, *rules.BY_NAME.values()):
-            lines = solution_lines(problem.rationale)  # in the user's own format: leave it alone
+            lines = lines_and_blocks(problem.rationale)  # in the user's own format: leave it alone
         else:
             lines = self.kind.steps(problem, self.granularity, rng)
         return self.delimiter.join(lines)
