@@ -214,7 +214,8 @@ def test_an_extreme_number_is_taken_or_refused_with_its_line(tmp_path: Path, key
 @pytest.mark.parametrize("text", ["1" + "0" * 310, "-1" + "0" * 310, "1" + "0" * 399, ".inf", ".nan", "1e999"])
 def test_no_float_is_infinite(tmp_path: Path, key: str, text: str) -> None:
     method = f"method: {methods_with(key)[0]}\n"
-    assert f"{key}: must be a finite number" in refusal(tmp_path, method, f"{key}={text}")
+    told = refusal(tmp_path, method, f"{key}={text}")
+    assert re.search(rf"{re.escape(key)}: must be a (finite|valid) number", told), "in the words of pydantic's version"
 
 
 @pytest.mark.parametrize(

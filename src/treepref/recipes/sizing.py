@@ -59,6 +59,8 @@ def _empty_model(path: str) -> Any:
     folder = folder_or_hub_id(path)
     if folder is not None and not folder.is_dir():
         raise ModelError(f"model.path {path}: there is no such folder")
+    if folder is not None and not (folder / "config.json").is_file():  # some versions of transformers invent a model
+        raise ModelError(f"model.path {path}: its config cannot be read (it has no config.json); give a model folder")
     try:
         config = AutoConfig.from_pretrained(folder or path, trust_remote_code=False)
         with torch.device("meta"):
