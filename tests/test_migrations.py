@@ -78,7 +78,8 @@ def test_a_run_that_was_stopped_goes_on_from_its_journal(tmp_path: Path, monkeyp
 
 
 STOPPED = [
-    *apart_from(golden_runs.METHODS["svpo"], "eval.sbs_likelihood"), "warmup.epochs=0", "task.splits.labelled=0", "eval.samples_between=0", "eval.sbs=[]",
+    *apart_from(golden_runs.METHODS["svpo"], "eval.sbs_likelihood"), "warmup.epochs=0",
+    "task.splits.labelled=0", "eval.samples_between=0", "eval.sbs=[]",
     "eval.mcts=false",
 ]  # fmt: skip
 
