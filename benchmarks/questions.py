@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from treepref.config import SplitConfig, TaskConfig
-from treepref.models.text import encode_prompt
+from treepref.models.chat import encode_prompt
 from treepref.tasks.loading import load_splits
 
 

@@ -16,9 +16,10 @@ import pytest
 from small_runs import treepref_command
 from treepref.engines import torch_engine
 from treepref.engines.scripted import ScriptedEngine
+from treepref.models.chat import encode_prompt
 from treepref.models.policy import BUILTIN, load_tokenizer
 from treepref.models.steps import split_steps
-from treepref.models.text import encode_prompt, encode_solution
+from treepref.models.text import encode_solution
 from treepref.recipes.reading import load_recipe
 from treepref.runs.store import Store
 from treepref.tasks.loading import load_splits

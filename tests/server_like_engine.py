@@ -85,7 +85,7 @@ def _read(stream: IO[str], lines: queue.SimpleQueue[str]) -> None:
 
 
 def _request(plain: dict[str, Any]) -> Request:
-    ids = {"prefix", "seeds", "stops"}
+    ids = {"prefix", "seeds", "stops", "ends"}
     plain |= {name: tuple(plain[name]) for name in ids} | {"given": tuple(map(tuple, plain["given"]))}
     plain["so_far"] = SoFar(**plain["so_far"])
     if plain["choice"] is not None:

@@ -13,8 +13,8 @@ import torch
 
 from small_runs import METHODS, copy_model, run_command, treepref_command
 from treepref.errors import ModelError, RecipeError, StoreError
+from treepref.models.chat import encode_prompt
 from treepref.models.policy import load_policy, load_tokenizer
-from treepref.models.text import encode_prompt
 from treepref.runs.run_folder import sqlite_errors
 from treepref.runs.store import Store
 from treepref.training.checkpoints import Checkpoint, latest_checkpoint, save_checkpoint, told_if_damaged

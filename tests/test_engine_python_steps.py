@@ -63,5 +63,5 @@ def test_a_block_is_one_step_that_ends_in_its_output_and_variables_carry_over(wr
     second = step(prompt + first.tokens)
     assert tokenizer.decode(second.tokens) == SECOND + "\n```output\n7\n```\n"
     without = step(prompt, tool=None)
-    assert tokenizer.decode(without.tokens) == "```python\n" and without.forced is None
+    assert tokenizer.decode(without.tokens).startswith(f"{FIRST}\n") and without.forced is None
     engine.close()

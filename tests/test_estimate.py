@@ -18,9 +18,9 @@ from small_runs import METHODS, copy_model, treepref_command
 from treepref.config import RECIPES, BudgetConfig, Recipe
 from treepref.errors import ModelError
 from treepref.keys import foreign_keys, without
-from treepref.loops.estimate import estimate
+from treepref.loops.estimate import estimate, measured_assumptions
 from treepref.recipes import sizing
-from treepref.recipes.estimate import Assumptions, measured_assumptions, render
+from treepref.recipes.estimate import Assumptions, render
 from treepref.recipes.reading import load_recipe
 from treepref.recipes.sizing import ModelInfo, Rates, measure_rates, model_info
 from treepref.report import numbers

@@ -24,9 +24,10 @@ from treepref.driver import Job, drive
 from treepref.engines.base import generate
 from treepref.engines.sampling import uniforms
 from treepref.engines.torch_engine import TorchEngine
+from treepref.models.chat import encode_prompt
 from treepref.models.gguf import find_smollm2, import_gguf
 from treepref.models.policy import Policy, load_policy
-from treepref.models.text import encode_prompt, encode_solution
+from treepref.models.text import encode_solution
 from treepref.models.value_head import ValueHead
 from treepref.search.base import solution_tokens
 from treepref.search.limits import Limits

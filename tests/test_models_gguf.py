@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from test_models_text import byte_level
 from treepref.errors import ModelError
 from treepref.models import gguf as gguf_module
+from treepref.models.chat import encode_prompt
 from treepref.models.gguf import find_smollm2, import_gguf
 from treepref.models.policy import load_policy
-from treepref.models.text import decode, encode_prompt
+from treepref.models.text import decode
 from treepref.models.tiny import build_tiny_model
 
 gguf = pytest.importorskip("gguf")

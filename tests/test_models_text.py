@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from treepref.errors import ModelError
-from treepref.models.text import decode, encode_prompt, encode_solution
+from treepref.models.chat import encode_prompt
+from treepref.models.text import decode, encode_solution
 from treepref.models.tiny import build_tiny_tokenizer
 
 CORPUS = [

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from treepref.models.text import decode, encode_prompt, encode_solution
+from treepref.models.chat import encode_prompt
+from treepref.models.text import decode, encode_solution
 from treepref.models.tiny import build_tiny_model, build_tiny_tokenizer
 
 WORDS = [

@@ -71,6 +71,11 @@ CHANGED: dict[str, tuple[str, list[str]]] = {
     "task.splits.eval": ("3", []),
     "task.prompt": ("'{question} Now: '", []),
     "task.chat": ("true", ["model.path=./model"]),
+    "task.system": ("Think.", ["task.chat=true", "model.path=./model"]),
+    "task.chat_template_kwargs": ("{mood: 1 + 1}", ["task.chat=true", "model.path=./model"]),
+    "task.examples": ("2", []),
+    "task.examples_path": ("held.jsonl", ["task.examples=2", *ROWS]),
+    "task.stop": ("[' - ']", []),
     "task.delimiter": ("' '", []),
     "task.checker": ("mychecks:check", []),
     "task.answer": ("boxed", ROWS),
@@ -239,7 +244,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "folder" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
     (folder / "mychecks.py").write_text("def check(text, problem):\n    return '1' in text or problem.answer in text\n")
     copy_model(folder / "model")
-    (folder / "model" / "chat_template.jinja").write_text("{{ messages[0]['content'] }} + {{ '\\n' }}")
+    (folder / "model" / "chat_template.jinja").write_text(
+        "{{ mood }}{% for m in messages %}{{ m['content'] }} + {% endfor %}"
+    )
     return folder
 
 

@@ -394,7 +394,7 @@ def test_other_changes_are_refused_with_a_diff() -> None:
 )
 @settings(max_examples=15, deadline=None)
 def test_every_numeric_key_is_either_resumable_or_refused(key: str) -> None:
-    overrides = ["task.splits.labelled=5", "pairs.min_problems=1", "model.lora={}"]
+    overrides = ["task.splits.labelled=50", "pairs.min_problems=1", "model.lora={}"]
     method = methods_with(key)[0]
     overrides += ["warmup.epochs=1"] if method == "dpo_st" or key.startswith("warmup.") else []
     overrides += ["search.self_evaluation={}"] if method == "mcts_dpo" else []

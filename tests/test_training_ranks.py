@@ -33,6 +33,7 @@ def _rank(rank: int, folder: str) -> None:
     meeting = f"file://{folder}/meeting"  # no port, which another process could take
     torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
     torch.save(_train(2), Path(folder) / f"{rank}.pt")
+    torch.distributed.barrier()  # who ends first takes the other's connection away
     torch.distributed.destroy_process_group()
 
 

@@ -17,8 +17,9 @@ if TYPE_CHECKING:  # what a type checker sees; at run time each comes from its m
     from treepref.engines.torch_engine import TorchEngine
     from treepref.errors import TreeprefError
     from treepref.loops.run import run
+    from treepref.models.chat import encode_prompt
     from treepref.models.policy import load_policy, save_policy
-    from treepref.models.text import decode, encode_prompt
+    from treepref.models.text import decode
     from treepref.models.weights import PolicyWeights
     from treepref.recipes.reading import load_recipe
     from treepref.runs.store import Store
@@ -38,7 +39,8 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "tasks": ("load_task", "load_splits"),
     "models.policy": ("load_policy", "save_policy"),
     "models.weights": ("PolicyWeights",),
-    "models.text": ("encode_prompt", "decode"),
+    "models.chat": ("encode_prompt",),
+    "models.text": ("decode",),
     "engines.base": ("generate",),
     "engines.scripted": ("ScriptedEngine",),
     "engines.torch_engine": ("TorchEngine",),

@@ -85,7 +85,8 @@ def estimate(recipe: RecipeArg, overrides: OverridesArg = None) -> None:
 
     loaded = load_recipe(recipe, overrides or []).recipe
     from treepref.loops.estimate import estimate as estimate_recipe
-    from treepref.recipes.estimate import measured_assumptions, render
+    from treepref.loops.estimate import measured_assumptions
+    from treepref.recipes.estimate import render
     from treepref.recipes.sizing import measure_rates, model_info
 
     info = model_info(loaded.model.path, loaded.model.dtype)

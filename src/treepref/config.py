@@ -77,6 +77,16 @@ class TaskConfig(Section, frozen=True):
     """Text with `{question}` or `module:function`; None takes the task's own."""
     chat: bool = False
     """Wrap the prompt in the tokenizer's chat template."""
+    system: str | None = None
+    """chat: the system message."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """chat: what the template is given besides messages, e.g. {enable_thinking: false}."""
+    examples: int = Field(default=0, ge=0, le=100)
+    """Solved problems shown before every prompt (few-shot): of the labelled split, or of `examples_path`."""
+    examples_path: str | list[str] | None = None
+    """Files with rows as `path`'s, whose first `examples` are shown."""
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
+    """Texts that end a solution, such as the next question of a base model that runs on; what is read ends before."""
     delimiter: str = Field(default="\n", min_length=1)
     """The text that ends a step."""
     checker: str | None = None

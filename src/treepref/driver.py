@@ -41,6 +41,8 @@ class Job:
     """Named in messages; empty takes the tree's problem id."""
     tool: str | None = None
     """Name of the tool that watches its samples (`treepref.tools`)."""
+    ends: tuple[str, ...] = ()
+    """Texts that end a solution, beside EOS."""
 
     def __post_init__(self) -> None:
         self.question_id = self.question_id or self.tree.problem_id
@@ -283,6 +285,7 @@ class _Drive:
             want_value=expansion.want_value,
             choice=expansion.choice,
             given=expansion.given,
+            ends=growing.job.ends,
             tool=growing.job.tool,
             prompt_tokens=len(tree.prompt),
             group=tree.key,
@@ -431,5 +434,7 @@ def _fingerprint(request: Request) -> str:
     asked = (*asked, request.delimiter, request.want_value)
     if request.choice is not None or request.given or request.tool is not None:
         asked = (*asked, request.choice, request.given, request.tool, request.prompt_tokens)
+    if request.ends:
+        asked = (*asked, request.ends)
     text = repr(asked)
     return blake2b(text.encode(), digest_size=16).hexdigest()

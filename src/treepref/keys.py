@@ -58,6 +58,8 @@ SWITCHES = (
         "task.kind", tuple(kind for kind in _KINDS if kind != "reasoning_gym"),
     ),
     Switch(("task.slips",), "task.granularity", ([1],)),
+    Switch(("task.system", "task.chat_template_kwargs"), "task.chat", (False,)),
+    Switch(("task.examples_path",), "task.examples", (0,)),
     Switch(("eval.sbs_likelihood",), "eval.sbs", ([],)),
     Switch(
         ("self_training.dpo_samples", "self_training.pairs_per_problem", "self_training.gold_positive", *_PREFERENCES),

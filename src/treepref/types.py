@@ -100,6 +100,8 @@ class Request:
     """Continuations to score instead of sampling: each becomes a completion, behind the `n` sampled ones."""
     stops: tuple[str, ...] = ()
     """A sample ends at the first token whose decoding with those sampled before it contains one of these texts, too."""
+    ends: tuple[str, ...] = ()
+    """A solution ends, as at EOS, at the first token whose decoding with those before it holds one of these texts."""
     begun: int = 0
     """How many tokens at the prefix's end the sample has already: its seed's random numbers go on behind them."""
     step_tokens: int = 0

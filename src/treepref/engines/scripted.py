@@ -1,8 +1,8 @@
 """An engine without a model: completions are a deterministic function of the prefix and the sample's seed.
 
 For tests and for studying search alone. Knows no text: the world's token 0 is EOS, token 1 ends a step whatever
-delimiter a request names, the others are words. A request's stops name tokens by their numbers ("4"). It has no tools:
-`engines/with_tools.py` runs them.
+delimiter a request names, the others are words. A request's stops and ends name tokens by numbers ("4"). It has no
+tools: `engines/with_tools.py` runs them.
 """
 
 from __future__ import annotations
@@ -305,7 +305,7 @@ def _was_asked(completion: Completion) -> bool:
 
 def _ended(token: int, request: Request) -> Finish | None:
     """How a token that was sampled ends the sample, if it does."""
-    if token == EOS:
+    if token == EOS or str(token) in request.ends:
         return "eos"
     if token == DELIMITER and request.delimiter is not None:
         return "step"

@@ -555,13 +555,15 @@ class TorchEngine:
         """What ends a request's samples in their text."""
         delimiter = self._step_end(request.delimiter)
         step = request.prefix[len(request.prefix) - request.step_tokens :] if delimiter is not None else ()
-        if not step and not request.stops:
+        if not step and not request.stops and not request.ends:
             return delimiter
-        return SampleEnd(delimiter, step, [end for text in request.stops if (end := self._step_end(text))])
+        stops, ends = ([self._text_end(text) for text in texts] for texts in (request.stops, request.ends))
+        return SampleEnd(delimiter, step, stops, request.prefix[request.prompt_tokens :], ends)
 
     def _step_end(self, delimiter: str | None) -> StepEnd | None:
-        if delimiter is None:
-            return None
+        return None if delimiter is None else self._text_end(delimiter)
+
+    def _text_end(self, delimiter: str) -> StepEnd:
         if delimiter not in self._step_ends:
             end = self._step_ends[delimiter] = StepEnd(self.policy.tokenizer, delimiter)
             # A model may have more logits than its tokenizer has tokens.

@@ -7,17 +7,32 @@ every step and solution is as long as allowed, no two samples are equal and no c
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from treepref.config import DpoStRecipe, MctsDpoRecipe, PairConfig, Recipe, SvpoRecipe, TrainConfig, TreeRecipe
+from treepref.blocks import steps_of
+from treepref.config import (
+    DpoStRecipe,
+    MctsDpoRecipe,
+    PairConfig,
+    Recipe,
+    SvpoRecipe,
+    TaskConfig,
+    TrainConfig,
+    TreeRecipe,
+)
+from treepref.errors import TreeprefError
 from treepref.evaluation import decoding
 from treepref.loops.collect import episodes_of, mcts_of, tree_pairs
 from treepref.loops.dpo_st import sampling_of
 from treepref.loops.dry_run import CONTEXT, DEEPEST, Lengths, Tried, Work, try_rules, try_search
 from treepref.loops.grow import limits_of
 from treepref.loops.learn import tree_example
+from treepref.loops.text import Text
+from treepref.models.policy import load_tokenizer
+from treepref.models.text import encode_solution
 from treepref.recipes.estimate import (
     Assumptions,
     Estimate,
@@ -32,6 +47,8 @@ from treepref.recipes.sizing import ModelInfo, Rates
 from treepref.search.beam import StepBeam
 from treepref.search.mcts import Mcts
 from treepref.search.sampling import Sampling, StepSampling
+from treepref.tasks.loading import load_splits
+from treepref.tasks.task import load_task
 from treepref.training.examples import Example
 from treepref.types import Choice, Cost
 
@@ -284,6 +301,41 @@ def _self_training(recipe: DpoStRecipe, assumed: Assumptions, price: Price, roun
         yield "dpo", preferred
     yield "labels", lambda bound: sampled(config.label_samples, 0.0, bound)
     yield "train", retrained
+
+
+def measured_assumptions(recipe: Recipe, problems: int = 64) -> Assumptions:
+    """Lengths of up to `problems` prompts, and of their rationales where the task has them, in the model's tokens.
+
+    What cannot be measured (no data, no rationales) is assumed, and `origin` says why.
+    """
+    assumed = default_assumptions(recipe)
+
+    def some(labelled: int) -> TaskConfig:
+        counts = {"labelled": labelled, "train": min(recipe.task.splits.train, problems), "eval": 1}
+        return recipe.task.model_copy(update={"splits": recipe.task.splits.model_copy(update=counts)})
+
+    try:
+        tokenizer, task = load_tokenizer(recipe.model.path), load_task(recipe.task)
+        try:
+            splits = load_splits(some(problems), recipe.seed)
+        except TreeprefError:  # a task without rationales
+            splits = load_splits(some(0), recipe.seed)
+        asked = [*splits.train, *splits.labelled]
+        text = Text(recipe.task, task, lambda: tokenizer, shown=lambda: splits.examples or splits.labelled)
+        prompts = [len(text.encode(p.question)) for p in asked]
+        texts = [task.solution_text(p, random.Random(p.id)) for p in splits.labelled]
+        tokens = sum(len(encode_solution(tokenizer, text)) for text in texts)
+    except TreeprefError as error:
+        return replace(assumed, origin=f"{assumed.origin}; nothing measured: {str(error).partition(chr(10))[0]}")
+    assumed = replace(assumed, prompt_tokens=sum(prompts) / len(prompts))
+    if asked_of_steps := recipe.self_evaluation:
+        question = (asked_of_steps.example or "") + (asked_of_steps.question or task.self_evaluation)
+        assumed = replace(assumed, question_tokens=len(tokenizer(question, add_special_tokens=False)["input_ids"]))
+    if not texts:
+        return replace(assumed, origin=f"measured on {len(prompts)} prompts, steps half as long as the recipe allows")
+    steps = sum(len(steps_of(text, recipe.task.delimiter)) for text in texts)
+    origin = f"measured on {len(prompts)} prompts and {len(texts)} rationales"
+    return replace(assumed, step_tokens=tokens / steps, steps=steps / len(texts), origin=origin)
 
 
 # ---- shared ----------------------------------------------------------------------------------------------------------

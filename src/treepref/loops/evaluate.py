@@ -12,7 +12,7 @@ from treepref.driver import Job
 from treepref.evaluation import decoding
 from treepref.evaluation.decoding import Decoder
 from treepref.evaluation.scores import Solution, round_summary
-from treepref.loops.grow import grow
+from treepref.loops.grow import grow, job
 from treepref.loops.session import Session
 from treepref.loops.stored import stored_solutions
 from treepref.runs.results import RoundResult, plain
@@ -64,9 +64,8 @@ def _run_decoder(session: Session, stage: Stage, decoder: Decoder) -> None:
             store.put_outcomes(stage, [(job.tree.problem_id, row["sample"], row) for row in rows])
             store.finish_tree(stage, job.tree, keep=False)
 
-    tool = session.recipe.task.tool
     jobs = (
-        Job(tree, decoder.search, judge=lambda tree, tokens: None, tool=tool)
+        job(session, tree, decoder.search, lambda tree, tokens: None)
         for tree in decoding.trees(decoder, todo, session.text.encode, policy)
     )
     grow(

@@ -12,7 +12,7 @@ from treepref.progress import stage_progress
 from treepref.runs.stage import Stage
 from treepref.search.base import Judge, Search
 from treepref.search.limits import Limits
-from treepref.types import PolicyId, Problem, new_tree
+from treepref.types import PolicyId, Problem, Tree, new_tree
 
 Keep = Callable[[Job], None]
 """Stores a tree that is done."""
@@ -21,7 +21,13 @@ Keep = Callable[[Job], None]
 def tree_job(session: Session, problem: Problem, rules: Search, judge: Judge, policy: PolicyId) -> Job:
     """A tree to grow on a problem."""
     tree = new_tree(problem.id, problem.id, session.text.encode(problem.question), policy)
-    return Job(tree, rules, judge, tool=session.recipe.task.tool)
+    return job(session, tree, rules, judge)
+
+
+def job(session: Session, tree: Tree, rules: Search, judge: Judge) -> Job:
+    """A tree to grow as the run's task has it."""
+    task = session.recipe.task
+    return Job(tree, rules, judge, tool=task.tool, ends=tuple(task.stop))
 
 
 def search_limits(session: Session, round: int) -> Limits:

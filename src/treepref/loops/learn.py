@@ -14,7 +14,7 @@ from treepref.loops.fit import Fit, cost_of, rows_per_pass
 from treepref.loops.session import Session
 from treepref.loops.values import refit
 from treepref.models.policy import Policy
-from treepref.models.text import encode_prompt, encode_solution
+from treepref.models.text import encode_solution
 from treepref.progress import stage_progress
 from treepref.runs.stage import Stage, round_policy
 from treepref.training.examples import Example, attach_reference, example_from_solution, example_from_tree
@@ -74,7 +74,7 @@ def _labelled(session: Session, policy: Policy, epochs: int) -> list[Example]:
     """
     examples = []
     for problem in session.problems("labelled"):
-        prompt = encode_prompt(policy.tokenizer, session.task.prompt(problem.question), session.recipe.task.chat)
+        prompt = session.text.encode(problem.question)
         for epoch in range(epochs):
             solution = written_solution(session, problem, epoch, policy)
             length, limit = len(prompt) + len(solution), policy.max_context
@@ -92,9 +92,7 @@ def _labelled(session: Session, policy: Policy, epochs: int) -> list[Example]:
 def written_solution(session: Session, problem: Problem, epoch: int, policy: Policy | None = None) -> tuple[int, ...]:
     """A labelled problem's rationale as the warm-up learns it in an epoch, EOS behind it."""
     text = session.task.solution_text(problem, random.Random(f"{session.recipe.seed}/{epoch}/{problem.id}"))
-    if policy is None:
-        return encode_solution(session.text.tokenizer, text)
-    return encode_solution(policy.tokenizer, text, policy.eos_id)
+    return encode_solution(session.text.tokenizer, text, policy.eos_id if policy else session.text.end_of_turn)
 
 
 def train_round(session: Session, round: int) -> None:

@@ -10,7 +10,7 @@ from itertools import islice
 
 from treepref.evaluation.scores import Solution
 from treepref.loops.stored import stored_solutions
-from treepref.models.text import decode
+from treepref.loops.text import Text
 from treepref.report.reading import Attempt, Reading
 from treepref.runs.results import Outcome
 from treepref.runs.stage import Stage
@@ -70,5 +70,5 @@ def attempts_of(view: RunView, tree: Tree) -> Iterator[Attempt]:
 
 def _text(view: RunView, node: Node) -> str:
     tokens = solution_tokens(node)
-    # A finished solution's last token ended it, whichever of the model's EOS tokens that is.
-    return decode(view.tokenizer, tokens, tokens[-1:] if node.finish == "eos" else ())
+    text = Text(view.recipe.task, view.task, lambda: view.tokenizer)
+    return text.finished(tokens) if node.finish == "eos" else text.decode(tokens)

@@ -103,6 +103,7 @@ class Serving:
             path, dtype=model.dtype, device=model.device, lora=model.lora if lora else None, revision=commit
         )
         self._policies.remember_commit(policy.commit)
+        policy.end_of_turn = self._text.end_of_turn
         return policy
 
     def keep(self, policy: Policy) -> Fingerprint:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import date
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -23,7 +25,7 @@ from treepref.keys import plain
 from treepref.loops.answers import Answers
 from treepref.loops.policies import Policies, begun
 from treepref.loops.serving import Serving
-from treepref.loops.text import Text, find_tokenizer
+from treepref.loops.text import Text, begun_on, find_tokenizer
 from treepref.recipes.reading import LoadedRecipe, check_resume, dump_recipe
 from treepref.runs.budget import Budget
 from treepref.runs.run_folder import disk_errors, land_file
@@ -67,7 +69,13 @@ class Session:
             self.task: Task = load_task(self.recipe.task)
             self._store_problems()
             self.view = RunView(self.store, lambda *_: self.text.tokenizer)
-            self.text = Text(self.recipe.task, self.task, lambda: find_tokenizer(self.store, self.recipe))
+            self.text = Text(
+                self.recipe.task,
+                self.task,
+                lambda: find_tokenizer(self.store, self.recipe),
+                shown=lambda: self.problems("labelled" if self.recipe.task.examples_path is None else "examples"),
+                today=begun_on(self.store),
+            )
             self.answers = Answers(self.store, self.task, self.text)
             self.serving = Serving(self.store, self.recipe, self.policies, self.text)
             for part in (self.text, self.answers, self.serving):
@@ -117,6 +125,7 @@ class Session:
         land_file(scratch, self.store.folder / "recipe.yaml")
         if known is None:
             self.store.set_meta("reader", READER)
+            self.store.set_meta("date", date.today().isoformat())
         self.store.set_meta("recipe", plain(loaded.recipe))
         return loaded.recipe
 
@@ -129,7 +138,7 @@ class Session:
             if not getattr(splits, name):
                 raise DataError(f"the {name} split has no problems: see task.path and task.splits in the recipe")
         with self.store.transaction():
-            for name in ("labelled", "train", "eval"):
+            for name in ("labelled", "train", "eval", "examples"):
                 self.store.put_problems(name, getattr(splits, name))
             for line in splits.skipped:
                 self.store.event("problems", "warning", line)
@@ -159,8 +168,10 @@ class Session:
 
         Raises RecipeError where the user's checker fails on the problems' own answers.
         """
-        if not self.store.stage_done(stage):
-            self.answers.try_own()  # before the stage spends anything
+        if not self.store.stage_done(stage):  # before the stage spends anything
+            self.answers.try_own()
+            for problem in islice(self.problems("train"), 1):
+                self.text.encode(problem.question)
         if not self.store.start_stage(stage).done:
             self.working_on = stage
             return True

@@ -51,6 +51,8 @@ class Policy:
     name: str = ""
     commit: str | None = None
     """The hub's commit that the model is of; None for one of a folder."""
+    end_of_turn: int | None = None
+    """What ends an answer in the chat template that the policy is used with."""
 
     @property
     def device(self) -> torch.device:
@@ -87,14 +89,16 @@ class Policy:
         limits = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
         return next((limit for limit in limits if limit), UNBOUNDED)
 
-    @cached_property
+    @property
     def eos_ids(self) -> frozenset[int]:
-        """Every token that ends a solution: the generation config's and the tokenizer's. ModelError if none."""
+        """Every token that ends a solution: the generation config's, the tokenizer's, the end of a turn.
+
+        Raises ModelError where there is none.
+        """
         generation = getattr(self.model, "generation_config", None)
         found = getattr(generation, "eos_token_id", None)
         ids = {found} if isinstance(found, int) else set(found or ())
-        own = own_eos_id(self.tokenizer)
-        ids |= set() if own is None else {own}
+        ids |= {id for id in (own_eos_id(self.tokenizer), self.end_of_turn) if id is not None}
         if not ids:
             raise ModelError(
                 f"{self.name or 'the model'} has no EOS token: set eos_token in tokenizer_config.json or "
@@ -104,8 +108,8 @@ class Policy:
 
     @property
     def eos_id(self) -> int:
-        """The EOS that solutions are trained to end in: the tokenizer's (an instruct model's end of turn)."""
-        own = own_eos_id(self.tokenizer)
+        """What solutions are trained to end in: the chat template's end of turn, or the tokenizer's EOS."""
+        own = own_eos_id(self.tokenizer) if self.end_of_turn is None else self.end_of_turn
         return min(self.eos_ids) if own is None else own
 
     def body(self, input_ids: Tensor, **inputs: Any) -> Tensor:

@@ -42,6 +42,11 @@ class StepEnd:
             return False
         return blocks.step_end(_text(self.tokenizer, step_ids), self.delimiter) is not None
 
+    def completes(self, ids: Sequence[int]) -> bool:
+        """True if the text of the ids holds the delimiter, in a block or not."""
+        last = ids[-1]
+        return last < len(self.candidate) and self.candidate[last] and self.delimiter in _text(self.tokenizer, ids)
+
     def finish(self, step_ids: Sequence[int], whole: bool = True) -> Finish | None:
         """How the last id ends the step, if it does. `whole`: see `SampleEnd.finish`."""
         return "step" if self.ends(step_ids) else None
@@ -60,18 +65,32 @@ class StepEnd:
 class SampleEnd:
     """The same for a sample that goes on with a step, or ends at other texts too; stands in the place of a StepEnd."""
 
-    def __init__(self, delimiter: StepEnd | None, step: Sequence[int], stops: Sequence[StepEnd]) -> None:
-        """`step`: what the step has before the sample; the delimiter may begin in it, and no stop does."""
-        self.delimiter, self.step, self.stops = delimiter, list(step), stops
-        tables = [end.candidate for end in (delimiter, *stops) if end is not None]
+    def __init__(
+        self,
+        delimiter: StepEnd | None,
+        step: Sequence[int],
+        stops: Sequence[StepEnd],
+        solution: Sequence[int] = (),
+        ends: Sequence[StepEnd] = (),
+    ) -> None:
+        """`step`: what the step has before the sample; the delimiter may begin in it, and no stop does.
+
+        `ends`: of texts that end the whole solution; they may begin in `solution`, what it has before the sample.
+        """
+        self.delimiter, self.step, self.stops, self.ends = delimiter, list(step), stops, ends
+        longest = max((len(end.delimiter.encode()) for end in ends), default=0)  # no token is shorter than a byte
+        self.solution = list(solution[-longest:]) if longest else []
+        tables = [end.candidate for end in (delimiter, *stops, *ends) if end is not None]
         self.candidate: np.ndarray = np.logical_or.reduce(tables)
         """bool [V], as a StepEnd's."""
 
     def finish(self, ids: Sequence[int], whole: bool = True) -> Finish | None:
-        """How the last of the sample's ids ends it, if it does; the delimiter goes before a stop.
+        """How the last of the sample's ids ends it, if it does; the delimiter goes before a stop, an end before both.
 
         Not `whole`: `ids` are those behind a tool's call alone, and no delimiter reaches across that from the step.
         """
+        if any(end.completes([*self.solution, *ids] if whole else ids) for end in self.ends):
+            return "eos"
         if self.delimiter is not None and self.delimiter.ends([*self.step, *ids] if whole else ids):
             return "step"
         return "stop" if any(stop.ends(ids) for stop in self.stops) else None

@@ -7,14 +7,11 @@ either way.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from treepref.blocks import steps_of
-from treepref.config import DpoStRecipe, Recipe, SearchConfig, TaskConfig, TreeRecipe
-from treepref.errors import TreeprefError
+from treepref.config import DpoStRecipe, Recipe, SearchConfig, TreeRecipe
 from treepref.recipes.sizing import ModelInfo, Rates
 from treepref.report.grid import Cell, Grid, for_terminal
 from treepref.report.numbers import count, duration
@@ -200,45 +197,6 @@ def over_budget(recipe: Recipe, result: Estimate) -> list[str]:
 
 
 # ---- facts about the task -----------------------------------------------------------------
-
-
-def measured_assumptions(recipe: Recipe, problems: int = 64) -> Assumptions:
-    """Lengths of up to `problems` prompts, and of their rationales where the task has them, in the model's tokens.
-
-    What cannot be measured (no data, no rationales) is assumed, and `origin` says why.
-    """
-    from treepref.models.policy import load_tokenizer
-    from treepref.models.text import encode_prompt, encode_solution
-    from treepref.tasks.loading import load_splits
-    from treepref.tasks.task import load_task
-
-    assumed = default_assumptions(recipe)
-
-    def some(labelled: int) -> TaskConfig:
-        counts = {"labelled": labelled, "train": min(recipe.task.splits.train, problems), "eval": 1}
-        return recipe.task.model_copy(update={"splits": recipe.task.splits.model_copy(update=counts)})
-
-    try:
-        tokenizer, task = load_tokenizer(recipe.model.path), load_task(recipe.task)
-        try:
-            splits = load_splits(some(problems), recipe.seed)
-        except TreeprefError:  # a task without rationales
-            splits = load_splits(some(0), recipe.seed)
-        asked = [*splits.train, *splits.labelled]
-        prompts = [len(encode_prompt(tokenizer, task.prompt(p.question), recipe.task.chat)) for p in asked]
-        texts = [task.solution_text(p, random.Random(p.id)) for p in splits.labelled]
-        tokens = sum(len(encode_solution(tokenizer, text)) for text in texts)
-    except TreeprefError as error:
-        return replace(assumed, origin=f"{assumed.origin}; nothing measured: {str(error).partition(chr(10))[0]}")
-    assumed = replace(assumed, prompt_tokens=sum(prompts) / len(prompts))
-    if asked_of_steps := recipe.self_evaluation:
-        question = (asked_of_steps.example or "") + (asked_of_steps.question or task.self_evaluation)
-        assumed = replace(assumed, question_tokens=len(tokenizer(question, add_special_tokens=False)["input_ids"]))
-    if not texts:
-        return replace(assumed, origin=f"measured on {len(prompts)} prompts, steps half as long as the recipe allows")
-    steps = sum(len(steps_of(text, recipe.task.delimiter)) for text in texts)
-    origin = f"measured on {len(prompts)} prompts and {len(texts)} rationales"
-    return replace(assumed, step_tokens=tokens / steps, steps=steps / len(texts), origin=origin)
 
 
 # ---- printing --------------------------------------------------------------------------------------------------------

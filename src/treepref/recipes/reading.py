@@ -58,10 +58,17 @@ RESUMABLE = frozenset(
 work is done and how far it goes, never what is computed."""
 
 REPLACED_WHOLE = ("task", "params")
-"""The one mapping that `extends` and overrides replace, not merge: parameters of one task mean nothing to another."""
+"""The mapping that `extends` and overrides replace, not merge: parameters of one task mean nothing to another."""
 
 AS_RUN = "# The recipe as run, every key written out.\n"
 """How the text of a run's own recipe begins."""
+
+_TEMPLATES_OWN = frozenset(
+    {"messages", "conversation", "add_generation_prompt", "continue_final_message", "tokenize", "chat_template"}
+    | {"tools", "documents", "strftime_now", "return_dict", "return_tensors", "padding", "truncation", "max_length"}
+    | {"return_assistant_tokens_mask", "tokenizer_kwargs"}
+)
+"""What a chat template is given anyway, and what says how it is applied."""
 
 MAX_CHAIN = 16
 """Most recipes that may extend one another in a row."""
@@ -373,6 +380,14 @@ def conflicts(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "task.path", "is missing: kind jsonl reads its problems from the file or folder named here"
     if not task.granularity or min(task.granularity) < 1:
         yield "task.granularity", f"must be numbers of operations, each at least 1 (got {_show(task.granularity)})"
+    if task.examples and task.examples_path is None and task.splits.labelled <= task.examples:
+        yield (
+            "task.examples",
+            f"shows problems of the labelled split, which has {task.splits.labelled}: task.splits.labelled must be "
+            f"larger, or name files in task.examples_path (got {task.examples})",
+        )
+    if own := sorted(_TEMPLATES_OWN & task.chat_template_kwargs.keys()):
+        yield "task.chat_template_kwargs", f"sets {', '.join(own)}, which treepref sets itself: take it out"
     is_function = task.prompt and re.fullmatch(r"[\w.]+:[\w.]+", task.prompt)
     if task.prompt is not None and not is_function and "{question}" not in task.prompt:
         yield (

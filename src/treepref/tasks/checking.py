@@ -11,6 +11,7 @@ from types import TracebackType
 
 from treepref.tasks.own_checker import Watch
 from treepref.tasks.rules import AnswerRule
+from treepref.tasks.thinking import after_thinking
 from treepref.types import Problem
 from treepref.workers.isolation import IsolatedFunction
 
@@ -70,9 +71,12 @@ class Checker:
     def check(self, text: str, problem: Problem) -> Verdict:
         """Verdict on a whole solution. A check that hangs or fails is wrong, with its error.
 
+        What a model thinks aloud is not read; a user's checker is given it too.
+
         Raises CheckerError where a user's checker fails time and again (own_checker.py says when).
         """
-        found = self.rule.extract(text, self.delimiter, problem)
+        said = after_thinking(text)
+        found = self.rule.extract(said, self.delimiter, problem)
         answer = self.rule.canonical(found) if found else None
         if self._own:
             correct, error = self._ask(text, problem)
@@ -82,7 +86,7 @@ class Checker:
         correct, error = True, None
         if answer != self.rule.canonical(problem.answer):  # equal forms are right: no vote can differ from its verdict
             correct, error = self._compare(found if self.rule.as_written else answer, problem)
-        return Verdict(correct, answer, error, strict=correct and self._strictly(text, answer))
+        return Verdict(correct, answer, error, strict=correct and self._strictly(said, answer))
 
     def _strictly(self, text: str, answer: str) -> bool:
         """Whether the answer stands in the one form of the task's own solutions too."""

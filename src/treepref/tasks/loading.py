@@ -59,6 +59,8 @@ class Splits:
     labelled: list[Problem] = field(default_factory=list)
     train: list[Problem] = field(default_factory=list)
     eval: list[Problem] = field(default_factory=list)
+    examples: list[Problem] = field(default_factory=list)
+    """Shown solved before every prompt; those of `task.examples_path` alone."""
     skipped: list[str] = field(default_factory=list)
     """One line a row set aside (file, line, why), and a note where a split is smaller than asked for."""
 
@@ -72,11 +74,14 @@ def load_splits(cfg: TaskConfig, seed: int, *, exclude: Iterable[str] = (), trai
     usable, overlapping files, a task with too few different problems) and RecipeError for impossible settings.
     """
     task = load_task(cfg)
+    examples = _examples(cfg)
+    exclude = [*exclude, *(problem.text for problem in examples)]
     with task.checker() as checker:
         if cfg.kind == "reasoning_gym":
             splits = _draw_splits(cfg, seed, exclude, checker.accepts_gold)
         else:
             splits = _file_splits(cfg, seed, exclude, checker.accepts_gold)
+    splits.examples = examples
     splits.eval = _without_rationales(splits.eval)
     if not train_rationales:
         splits.train = _without_rationales(splits.train)
@@ -206,7 +211,22 @@ def _file_splits(cfg: TaskConfig, seed: int, exclude: Iterable[str], gold_check:
         if not problems:
             raise DataError(f"{source.source}: no usable problem is left for {name}; ask for fewer in task.splits")
     notes = list(dict.fromkeys(notes))  # a row that was tried for two splits is named once
-    return Splits(labelled, train, evaluation, notes)
+    return Splits(labelled, train, evaluation, skipped=notes)
+
+
+def _examples(cfg: TaskConfig) -> list[Problem]:
+    """The first rows of `task.examples_path`."""
+    if cfg.examples_path is None:
+        return []
+    drawn = cfg.kind == "reasoning_gym"
+    parse = parse_plain if drawn else _reader(cfg, cfg.path or HUB_IDS.get(cfg.kind, ""))[1]
+    found = read_items(cfg.examples_path, cfg.train_split, parse, "example", None, {} if drawn else cfg.columns)
+    if len(found.items) < cfg.examples:
+        raise DataError(
+            f"task.examples: {cfg.examples} examples are asked for, and {found.source} has {len(found.items)} usable "
+            f"rows{''.join(f'; {line}' for line in found.skipped[:3])}"
+        )
+    return [item.problem for item in found.items[: cfg.examples]]
 
 
 def _reader(cfg: TaskConfig, path: str | list[str]) -> tuple[str | None, Parse]:

@@ -6,6 +6,7 @@ One `Kind` a family of tasks, in one dict. Knows no file and no split.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
@@ -20,6 +21,7 @@ from treepref.tasks.choices import SELF_EVALUATION as CHOICE_SELF_EVALUATION
 from treepref.tasks.rationales import arithmetic_steps, chain_steps
 from treepref.tasks.rules import AnswerRule
 from treepref.tasks.statements import MARK, statements
+from treepref.tasks.thinking import after_thinking
 from treepref.types import Problem, Question
 from treepref.workers.functions import is_function_name, load_function
 
@@ -30,10 +32,14 @@ Steps = Callable[[Problem, list[int], Random], list[str]]
 
 def _arithmetic(problem: Problem, granularity: list[int], rng: Random) -> list[str]:
     """Merged operations are drawn anew each time: one problem shows several ways."""
+    if "expression" not in problem.meta:  # it comes from a file
+        return _written(problem, granularity, rng)
     return arithmetic_steps(problem.meta["expression"], granularity, rng)
 
 
 def _chain(problem: Problem, granularity: list[int], rng: Random, slips: float = 0.0) -> list[str]:
+    if "expression" not in problem.meta:
+        return _written(problem, granularity, rng)
     return chain_steps(problem.meta["expression"], granularity, rng, slips)
 
 
@@ -91,6 +97,10 @@ _GYM_KINDS = {
 _OTHER_GYM = Kind(QUESTION_ANSWER, rules.REASONING_GYM, _written)
 
 
+_BARE = ("chain_sum", "basic_arithmetic", "countdown")
+"""Tasks whose solutions end in the answer alone."""
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """Made by `load_task`."""
@@ -128,13 +138,24 @@ class Task:
             lines = self.kind.steps(problem, self.granularity, rng)
         return self.delimiter.join(lines)
 
+    def own_solution(self, problem: Problem) -> str:
+        """The written solution of a problem that has a rationale, else a line with its answer in the task's form."""
+        if problem.rationale is not None:
+            with suppress(DataError):
+                return self.solution_text(problem, Random(0))
+        if self.name == "math":
+            return f"\\boxed{{{problem.answer}}}"
+        if self.name in PARSERS:
+            return f"The answer is ({problem.answer})."
+        return problem.answer if self.name in _BARE else f"{MARK} {problem.answer}"
+
     def canonical(self, text: str, problem: Problem | None = None) -> str | None:
         """The final answer of a solution in the form that votes count; None where there is none.
 
         Without the problem at hand a choice that is stated by its text alone is not found, and an answer of `jsonl` is
         read as a number.
         """
-        found = self.kind.rule.extract(text, self.delimiter, problem)
+        found = self.kind.rule.extract(after_thinking(text), self.delimiter, problem)
         return self.kind.rule.canonical(found) if found else None
 
     def checker(self) -> Checker:

@@ -6,20 +6,15 @@ Knows no run and no store.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from random import Random
 
-from treepref.errors import DataError, RecipeError
+from treepref.errors import RecipeError
 from treepref.tasks.checking import Checker
-from treepref.tasks.choices import PARSERS
-from treepref.tasks.statements import MARK
 from treepref.tasks.task import Task
 from treepref.types import Problem
 from treepref.workers.isolation import DIED, TOO_SLOW
 
 PROBLEMS = 3
 """So many of each split are tried."""
-_BARE = ("chain_sum", "basic_arithmetic", "countdown")
-"""Tasks whose solutions end in the answer alone."""
 
 
 def try_own_checker(task: Task, checker: Checker, problems: Iterable[Problem]) -> str | None:
@@ -31,7 +26,7 @@ def try_own_checker(task: Task, checker: Checker, problems: Iterable[Problem]) -
     asked, accepted, example = 0, 0, ""
     lost: list[tuple[Problem, str, str]] = []
     for problem in problems:
-        text = own_solution(task, problem)
+        text = task.own_solution(problem)
         correct, error = checker.try_own(text, problem)
         if error is not None and not _lost(error):
             raise RecipeError(_failure(task, problem, text, error))
@@ -47,20 +42,6 @@ def try_own_checker(task: Task, checker: Checker, problems: Iterable[Problem]) -
         f"task.checker {task.own_checker} takes none of the {asked} problems' own answers that it was tried on for "
         f"right, e.g. {example}. That is well where it wants another form; if it does not, every solution will be wrong"
     )
-
-
-def own_solution(task: Task, problem: Problem) -> str:
-    """The problem's written solution where it has a rationale, else a line with its answer in the task's own form."""
-    if problem.rationale is not None:
-        try:
-            return task.solution_text(problem, Random(0))
-        except DataError:
-            pass
-    if task.name == "math":
-        return f"\\boxed{{{problem.answer}}}"
-    if task.name in PARSERS:
-        return f"The answer is ({problem.answer})."
-    return problem.answer if task.name in _BARE else f"{MARK} {problem.answer}"
 
 
 def _lost(error: str) -> bool:
