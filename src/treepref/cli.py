@@ -79,8 +79,6 @@ def run(
 @app.command()
 def estimate(recipe: RecipeArg, overrides: OverridesArg = None) -> None:
     """Print the expected tokens, FLOPs, time and disk of a recipe, before anything is spent."""
-    from rich.console import Console
-
     from treepref.recipes.reading import load_recipe
 
     loaded = load_recipe(recipe, overrides or []).recipe
@@ -92,8 +90,46 @@ def estimate(recipe: RecipeArg, overrides: OverridesArg = None) -> None:
     info = model_info(loaded.model.path, loaded.model.dtype)
     rates = measure_rates(loaded.model.device, loaded.model.dtype)
     result = estimate_recipe(loaded, model_info=info, rates=rates, assumptions=measured_assumptions(loaded))
-    console = Console(width=None if sys.stdout.isatty() else 110)
-    console.print(render(loaded, result, info))
+    _console().print(render(loaded, result, info))
+
+
+@app.command()
+def check(recipe: RecipeArg, overrides: OverridesArg = None) -> None:
+    """Show what a run would see: split sizes, rows set aside, one whole prompt, a few solutions with verdicts."""
+    from treepref.recipes.reading import load_recipe
+
+    loaded = load_recipe(recipe, overrides or []).recipe
+    from treepref.loops.check import check as check_recipe
+
+    check_recipe(loaded, _console())
+
+
+@app.command()
+def status(run_dir: RunArg) -> None:
+    """Where a run stands: its stages, what goes on or stopped it, its best round. Also while it goes on."""
+    _refuse_missing(run_dir)
+    from treepref.loops.look import status as print_status
+
+    print_status(run_dir, _console())
+
+
+@app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of run directories.")] = Path("runs"),
+) -> None:
+    """List the runs in a folder: how far they are, and their accuracy."""
+    from treepref.loops.look import runs as print_runs
+
+    print_runs(folder, _console())
+
+
+@app.command()
+def show(run_dir: RunArg, problem: Annotated[str, typer.Argument(metavar="PROBLEM", help="A problem's id.")]) -> None:
+    """Show a problem of a run: its question, its searches, and what each evaluation answered."""
+    _refuse_missing(run_dir)
+    from treepref.loops.look import show as print_problem
+
+    print_problem(run_dir, problem, _console())
 
 
 @app.command()
@@ -256,6 +292,13 @@ def _refuse_missing(run_dir: Path) -> None:
         raise TreeprefError(
             f"{run_dir}: there is no such run directory; `treepref run RECIPE --out {run_dir}` makes one"
         )
+
+
+def _console() -> Any:
+    """A terminal's width, or wide lines in a file."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 110)
 
 
 def _quieten(quiet: bool) -> None:

@@ -51,15 +51,15 @@ def search_reading(view: RunView, stage: Stage) -> Reading:
     return Reading.of(attempt for tree in trees for attempt in attempts_of(view, tree))
 
 
-def attempts_of(view: RunView, tree: Tree) -> Iterator[Attempt]:
-    """What was read of a tree's solutions, equal ones once."""
+def attempts_of(view: RunView, tree: Tree, *, right_too: bool = False) -> Iterator[Attempt]:
+    """What was read of a tree's solutions, equal ones once. `right_too`: the text of right ones as well."""
     problem, seen = view.searched_problem(tree.problem_id), set()
     for node in tree.nodes:
         if problem is None or not node.terminal or node.reward is None or (tokens := solution_tokens(node)) in seen:
             continue
         seen.add(tokens)
         if is_right(node):
-            yield Attempt(tree.problem_id, "right", None, None, problem.answer)
+            yield Attempt(tree.problem_id, "right", _text(view, node) if right_too else None, None, problem.answer)
         elif node.finish != "eos":
             yield Attempt(tree.problem_id, "cut", _text(view, node), None, problem.answer)
         else:

@@ -61,7 +61,7 @@ def report(view: RunView, console: Console | None = None) -> Path | None:
         pair_stats=[{"round": r} | _pair_info(store, r) for r in _rounds(view)],
         trees=[tree for found in reversed(searches) for tree in found.drawn],
         events=counted_events(store),
-        unfinished=[f"{name}{_progress(store, name)}" for name in unfinished_stages(store)],
+        unfinished=[f"{name}{how_far(store, name)}" for name in unfinished_stages(store)],
         stopped=results.stopped,
         readings=readings,
     )
@@ -152,7 +152,7 @@ def value_fit(store: Store, round: int) -> ValueFit | None:
         return None if found is None else from_plain(found, ValueFit)
 
 
-def _progress(store: Store, stage: str) -> str:
+def how_far(store: Store, stage: str) -> str:
     """How far an unfinished stage has come, in brackets; nothing where it does not count."""
     name = stage.partition("/")[2]
     if name.startswith("eval/"):

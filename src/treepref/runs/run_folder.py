@@ -12,6 +12,7 @@ import re
 import socket
 import sqlite3
 import sys
+import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,7 +127,11 @@ class RunLock:
     def _take(self, path: Path) -> None:
         assert self._fd is not None
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # perhaps somebody only looks who holds it
+                time.sleep(0.05)
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = path.read_text(errors="replace").strip() or "another process"
             raise StoreError(
@@ -150,6 +155,33 @@ class RunLock:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+
+
+def lock_holder(folder: Path) -> str | None:
+    """Who holds a run; None where nobody does, or it cannot be told."""
+    try:
+        fd = os.open(folder / "run.lock", os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back at once, with the file
+    except BlockingIOError:
+        return _text(folder / "run.lock").strip() or "another process"
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    return None
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except PermissionError:  # somebody else's
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
 
 
 def _forget_locks_in_child() -> None:
@@ -242,12 +274,4 @@ def sweep_scratch(folder: Path) -> None:
 
 def _being_written(name: str) -> bool:
     found = re.fullmatch(r"report-(\d+)", name)
-    if found is None or int(found[1]) == os.getpid():
-        return False
-    try:
-        os.kill(int(found[1]), 0)
-    except PermissionError:  # somebody else's
-        return True
-    except (ProcessLookupError, OverflowError):
-        return False
-    return True
+    return found is not None and int(found[1]) != os.getpid() and alive(int(found[1]))
