@@ -24,7 +24,7 @@ from treepref.runs.stage import Stage, batch_policy, round_policy
 from treepref.runs.store import Store
 from treepref.tasks.own_checker import FAILED, IN_A_ROW, STOPPED_WORKING, Watch
 from treepref.tasks.task import load_task
-from treepref.tasks.trial import own_solution, try_own_checker
+from treepref.tasks.trial import try_own_checker
 from treepref.types import Problem, new_tree
 
 RUN = Path("run")
@@ -108,10 +108,10 @@ def test_own_answers_are_written_in_the_tasks_form() -> None:
         ("jsonl", "#### 7"),
         ("sciq", "The answer is (7)."),
     ):
-        assert own_solution(load_task(TaskConfig(kind=kind)), problem) == line  # type: ignore[arg-type]
-    assert own_solution(load_task(TaskConfig(name="chain_sum")), problem) == "7"
+        assert load_task(TaskConfig(kind=kind)).own_solution(problem) == line  # type: ignore[arg-type]
+    assert load_task(TaskConfig(name="chain_sum")).own_solution(problem) == "7"
     written = Problem("p", "?", "7", "3 + 4 = 7\nSo it is 7.")
-    assert own_solution(load_task(TaskConfig(kind="jsonl")), written).startswith("3 + 4 = 7\n")
+    assert load_task(TaskConfig(kind="jsonl")).own_solution(written).startswith("3 + 4 = 7\n")
 
 
 # --- while it works

@@ -77,6 +77,7 @@ CHANGED: dict[str, tuple[str, list[str]]] = {
     "task.examples_path": ("held.jsonl", ["task.examples=2", *ROWS]),
     "task.stop": ("[' - ']", []),
     "task.delimiter": ("' '", []),
+    "task.pass_score": ("0.25", ["task.checker=mychecks:share"]),
     "task.checker": ("mychecks:check", []),
     "task.answer": ("boxed", ROWS),
     "task.tool": ("calculator", []),
@@ -242,7 +243,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             r | {"question": r["question"] + "?" * part, "answer": r["rationale"]} for r in rows[start : start + 14]
         ]
         (folder / "folder" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
-    (folder / "mychecks.py").write_text("def check(text, problem):\n    return '1' in text or problem.answer in text\n")
+    (folder / "mychecks.py").write_text(
+        "def check(text, problem):\n    return '1' in text or problem.answer in text\n\n"
+        "def share(text, problem):\n    return 0.5 if '1' in text else 0\n"
+    )
     copy_model(folder / "model")
     (folder / "model" / "chat_template.jinja").write_text(
         "{{ mood }}{% for m in messages %}{{ m['content'] }} + {% endfor %}"

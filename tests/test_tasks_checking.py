@@ -227,6 +227,26 @@ def test_a_process_that_hangs_is_given_up_at_the_limit(own_module):
     assert worker.process.poll() == -signal.SIGKILL
 
 
+def test_a_checker_may_give_numbers(tmp_path, monkeypatch):
+    (tmp_path / "numbers_of_mine.py").write_text(
+        "import numpy\n"
+        "def score(text, problem):\n"
+        "    return {'np': numpy.float32(0.75), 'int': 2, 'true': numpy.bool_(True), 'inf': float('inf'),"
+        " 'nan': float('nan'), 'text': '1'}.get(text, len(problem.meta['tests']) / 4 if text == 'row' else -3)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    problem = Problem("p", "?", "5", None, {"tests": ["a", "b"]})
+    task = load_task(TaskConfig(kind="jsonl", checker="numbers_of_mine:score", pass_score=0.75))
+    with task.checker() as checker:
+        found = {t: checker.check(t, problem) for t in ("np", "int", "true", "row", "none", "inf", "nan", "text")}
+    assert [t for t, verdict in found.items() if verdict.correct] == ["np", "int", "true"]
+    assert {t: round(v.score, 3) for t, v in found.items() if not v.error} == {
+        "np": 1.0, "int": 1.0, "true": 1.0, "row": 0.667, "none": 0.0
+    }  # fmt: skip
+    assert all("no number to compare" in found[t].error for t in ("inf", "nan")) and "str" in found["text"].error
+
+
 def test_a_checker_that_cannot_be_imported_is_named(own_module):
     for name, message in (("no_such_module:f", "no_such_module"), ("my_own_checker:nope", "nope"), ("x y", "form")):
         with pytest.raises(RecipeError, match=message), Checker(load_task(TaskConfig()).kind.rule, own=name):

@@ -90,7 +90,9 @@ class TaskConfig(Section, frozen=True):
     delimiter: str = Field(default="\n", min_length=1)
     """The text that ends a step."""
     checker: str | None = None
-    """`module:function(text, problem) -> bool`; None takes the task's own."""
+    """`module:function(text, problem) -> bool | float`; None takes the task's own."""
+    pass_score: float = Field(default=1.0, gt=0, le=1e6)
+    """checker: from which number on a solution is right; below it is the better the nearer it comes."""
     answer: Literal["auto", "number", "math", "text", "boxed"] = "auto"
     """How answers of gsm8k, math, svamp and jsonl are read. `auto`: the kind's own way, for jsonl a number where the
     problem's answer is one and text elsewhere; `math`: LaTeX compared by value; `boxed`: the same, in a box alone."""

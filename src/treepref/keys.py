@@ -59,6 +59,7 @@ SWITCHES = (
     ),
     Switch(("task.slips",), "task.granularity", ([1],)),
     Switch(("task.system", "task.chat_template_kwargs"), "task.chat", (False,)),
+    Switch(("task.pass_score",), "task.checker", (None,)),
     Switch(("task.examples_path",), "task.examples", (0,)),
     Switch(("eval.sbs_likelihood",), "eval.sbs", ([],)),
     Switch(

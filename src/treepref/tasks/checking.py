@@ -30,6 +30,8 @@ class Verdict:
     """The canonical form of what was found; None where nothing can be read."""
     error: str | None = None
     """Why a check failed to run: a line that says it, and where a checker raised, its traceback below."""
+    score: float = 0.0
+    """What a user's checker gave it, as a share of what counts as right: 1 where it is right, below 1 elsewhere."""
     strict: bool = False
     """Right also for a reader that knows only the form in which the task's own solutions state their answer, such as
     GSM8K's '#### 18'. Where `correct` is true and this is not, the model was right in a form of its own."""
@@ -39,12 +41,21 @@ class Checker:
     """Checks solutions of one task. A context manager: leaving it ends its worker process, if one was needed."""
 
     def __init__(
-        self, rule: AnswerRule, *, delimiter: str = "\n", seconds: float = 5.0, own: str | None = None
+        self,
+        rule: AnswerRule,
+        *,
+        delimiter: str = "\n",
+        seconds: float = 5.0,
+        own: str | None = None,
+        pass_score: float = 1.0,
     ) -> None:
-        """`own`: a user's `module:function(text, problem) -> bool`, the only judge then. `seconds`: a check's limit."""
+        """`own`: a user's `module:function(text, problem) -> bool | float`, the only judge then.
+
+        `seconds`: a check's limit. `pass_score`: from which number on a solution is right.
+        """
         self.rule = rule
         self.delimiter = delimiter
-        self._own = own is not None
+        self._own, self._pass_score = own is not None, pass_score
         self._watch = None if own is None else Watch(own)
         self._isolated: IsolatedFunction | None = None
         self._known: dict[tuple[str, str, str], bool] = {}
@@ -79,14 +90,15 @@ class Checker:
         found = self.rule.extract(said, self.delimiter, problem)
         answer = self.rule.canonical(found) if found else None
         if self._own:
-            correct, error = self._ask(text, problem)
-            return Verdict(correct, answer, error, strict=correct)
+            score, error = self._ask(text, problem)
+            correct = self._passes(score)
+            return Verdict(correct, answer, error, min(1.0, max(0.0, score / self._pass_score)), strict=correct)
         if found is None or answer is None:
             return Verdict(False)
         correct, error = True, None
         if answer != self.rule.canonical(problem.answer):  # equal forms are right: no vote can differ from its verdict
             correct, error = self._compare(found if self.rule.as_written else answer, problem)
-        return Verdict(correct, answer, error, strict=correct and self._strictly(said, answer))
+        return Verdict(correct, answer, error, float(correct), strict=correct and self._strictly(said, answer))
 
     def _strictly(self, text: str, answer: str) -> bool:
         """Whether the answer stands in the one form of the task's own solutions too."""
@@ -111,7 +123,11 @@ class Checker:
 
     def try_own(self, text: str, problem: Problem) -> tuple[bool, str | None]:
         """What a user's checker says, or why it says nothing. A failure is not kept and counts toward no stop."""
-        return self._ask(text, problem, watched=False)
+        score, error = self._ask(text, problem, watched=False)
+        return self._passes(score), error
+
+    def _passes(self, score: float) -> bool:
+        return score >= self._pass_score
 
     def _compare(self, found: str, problem: Problem) -> tuple[bool, str | None]:
         if self.rule.agrees is None:
@@ -121,24 +137,25 @@ class Checker:
         key = (problem.id, problem.answer, found)  # search brings the same answer many times
         if key in self._known:
             return self._known[key], None
-        correct, error = self._ask(found, problem)
+        score, error = self._ask(found, problem)
+        correct = score >= 1
         if error is None:
             if len(self._known) >= _CACHED:
                 self._known.clear()
             self._known[key] = correct
         return correct, error
 
-    def _ask(self, text: str, problem: Problem, *, watched: bool = True) -> tuple[bool, str | None]:
+    def _ask(self, text: str, problem: Problem, *, watched: bool = True) -> tuple[float, str | None]:
         """The worker's word. A failure is kept: equal samples would hang again, each for the whole limit."""
         key = (problem.id, problem.answer, text)
         if key in self._failed:
-            return False, self._failed[key]
+            return 0.0, self._failed[key]
         assert self._isolated is not None
-        correct, error = self._isolated(text, problem)
+        score, error = self._isolated(text, problem)
         if self._watch is not None and watched:
             self._watch.note(problem.id, error)
         if error is not None and watched:
             if len(self._failed) >= _CACHED:
                 self._failed.clear()
             self._failed[key] = error
-        return correct, error
+        return score, error

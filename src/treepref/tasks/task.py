@@ -111,6 +111,7 @@ class Task:
     granularity: list[int]
     check_seconds: float
     own_checker: str | None
+    pass_score: float
     _prompt: Prompt
 
     def prompt(self, question: Question) -> str:
@@ -160,7 +161,10 @@ class Task:
 
     def checker(self) -> Checker:
         """A new checker; use it in a `with` block."""
-        return Checker(self.kind.rule, delimiter=self.delimiter, seconds=self.check_seconds, own=self.own_checker)
+        return Checker(
+            self.kind.rule, delimiter=self.delimiter, seconds=self.check_seconds, own=self.own_checker,
+            pass_score=self.pass_score,
+        )  # fmt: skip
 
 
 def load_task(cfg: TaskConfig) -> Task:
@@ -177,7 +181,9 @@ def load_task(cfg: TaskConfig) -> Task:
             raise RecipeError(f"task.slips: only chain_sum's rationales can have slips, not those of {name}")
         kind = replace(kind, steps=partial(_chain, slips=cfg.slips))
     prompt = _load_prompt(kind.prompt if cfg.prompt is None else cfg.prompt)
-    return Task(name, kind, cfg.delimiter, list(cfg.granularity), cfg.check_seconds, cfg.checker, prompt)
+    return Task(
+        name, kind, cfg.delimiter, list(cfg.granularity), cfg.check_seconds, cfg.checker, cfg.pass_score, prompt
+    )
 
 
 def _with_answers(kind: Kind, cfg: TaskConfig) -> Kind:

@@ -30,7 +30,7 @@ _BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from {module} 
 
 
 class IsolatedFunction:
-    """`function(text, problem) -> bool`, named as `module:function`, called in a worker process.
+    """`function(text, problem) -> bool | float`, named as `module:function`, called in a worker process.
 
     A fresh interpreter is started instead of a fork or `multiprocessing`'s spawn: it carries no threads, no torch and
     no second run of the caller's main script. Calls from several threads wait for one another.
@@ -57,8 +57,8 @@ class IsolatedFunction:
             self.close()
             raise
 
-    def __call__(self, text: str, problem: Problem) -> tuple[bool, str | None]:
-        """(result, error): error says why there is no result, and then the result is False.
+    def __call__(self, text: str, problem: Problem) -> tuple[float, str | None]:
+        """(score, error): True is 1, False 0; error says why there is no score, and then it is 0.
 
         Its first line says it all; where the function raised, its traceback follows.
         """
@@ -73,10 +73,10 @@ class IsolatedFunction:
             except EOFError:
                 error = DIED
             else:
-                return bool(answer["correct"]), answer["error"] and _printable(answer["error"])
+                return float(answer["score"]), answer["error"] and _printable(answer["error"])
             self.close()
             self.start()
-            return False, error
+            return 0.0, error
 
     def close(self) -> None:
         """Kill the worker."""

@@ -6,7 +6,9 @@ Reads one JSON line a check and writes one JSON line back. Knows one function, g
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import sys
 import threading
 import time
@@ -48,10 +50,12 @@ def _answer(function: Any, text: str, problem: Problem) -> dict[str, Any]:
     try:
         result = function(text, problem)
     except BaseException as error:  # nothing that a check raises may end the worker
-        return {"correct": False, "error": failure(error)}
-    if type(result).__name__ in ("bool", "bool_"):  # numpy's too
-        return {"correct": bool(result), "error": None}
-    return {"correct": False, "error": f"the checker returned {type(result).__name__}, not True or False"}
+        return {"score": 0.0, "error": failure(error)}
+    if not re.fullmatch(r"bool_?|int\d*|float\d*", type(result).__name__):  # numpy's too
+        return {"score": 0.0, "error": f"the checker returned {type(result).__name__}, not True, False or a number"}
+    if not math.isfinite(score := float(result)):
+        return {"score": 0.0, "error": f"the checker returned {score}, which is no number to compare"}
+    return {"score": score, "error": None}
 
 
 def failure(error: BaseException) -> str:
