@@ -68,15 +68,15 @@ class FixedStep:
     def __init__(self, length: int, vocabulary: int) -> None:
         self.length, self.candidate = length, np.ones(vocabulary, dtype=bool)
 
-    def finish(self, step_ids: Sequence[int]) -> Finish | None:
+    def finish(self, step_ids: Sequence[int], whole: bool = True) -> Finish | None:
         return "step" if len(step_ids) >= self.length else None
 
 
 def fixed_engine(policy: Policy, setting: Setting, rows: int) -> TorchEngine:
     """An engine whose steps all have the same length: no EOS, and a delimiter that is a count."""
     policy = clone_policy(policy)
-    policy.eos_ids = frozenset()  # type: ignore[misc]  # takes the place of the cached property
     engine = TorchEngine(policy, max_rows=rows, cache_mb=8192)  # room for all that the trees hold
+    engine._eos = frozenset()
     vocabulary = policy.model.get_output_embeddings().weight.shape[0]
     engine._step_ends[FIXED] = FixedStep(setting.step_tokens, vocabulary)  # type: ignore[assignment]
     return engine

@@ -358,12 +358,15 @@ def _under(switch: Switch, cls: type[Recipe]) -> list[str]:
     return [key for key in keys_of(cls) if key in switch.keys or key.startswith(sections)]
 
 
+OF_KIND = {"reasoning_gym": [], "jsonl": ROWS, "gsm8k": FOLDER}
+"""Kinds that the world has rows of, and what they need."""
 SWITCHED = [
     pytest.param(switch, method, off, id=f"{method}-{switch.by}={off}")
     for switch in SWITCHES
     for method, cls in RECIPES.items()
     for off in switch.off
     if switch.by in keys_of(cls) and _under(switch, cls) and (method, off) != ("dpo_st", 0)
+    if switch.by != "task.kind" or off in OF_KIND
 ]
 
 
@@ -371,7 +374,7 @@ SWITCHED = [
 @pytest.mark.parametrize(("switch", "method", "off"), SWITCHED)
 def test_what_is_switched_off_does_nothing(world: Path, switch: Switch, method: str, off: object) -> None:
     """All keys under a switch are changed together. Such recipes are refused, but not where a run wrote them."""
-    around = tuple(VALUES) if method == "svpo" else ()
+    around = (*(VALUES if method == "svpo" else ()), *(OF_KIND[str(off)] if switch.by == "task.kind" else ()))
     under, traces = _under(switch, RECIPES[method]), []
     others = {key: read_value(other(key, keys_of(RECIPES[method])[key])[0]) for key in under}
     for changed in ({}, others):

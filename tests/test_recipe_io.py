@@ -538,7 +538,7 @@ def test_what_does_nothing_is_said_to(override: str, told: str) -> None:
         ("quickstart", "value.fit=false", ["value.problems=9"]),
         ("mcts_dpo", "eval.sbs=[]", ["eval.sbs_likelihood=9.0"]),
         ("quickstart", "task.granularity=[1]", ["task.slips=0.1"]),
-        ("svpo", "task.kind=math", ["task.name=countdown", "task.granularity=[2]", "task.slips=0.1"]),
+        ("svpo", "task.kind=math", ["task.name=countdown", "task.granularity=[2]"]),
         ("dpo_st", "self_training.dpo=false", ["train.lr=1e-4", "pairs.min_problems=3", "self_training.dpo_samples=9"]),
         (
             "dpo_st",

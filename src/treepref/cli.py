@@ -201,6 +201,24 @@ def fork(
 
 
 @app.command()
+def rejudge(
+    run_dir: RunArg,
+    overrides: OverridesArg = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The new run directory; default RUN-rejudged.")] = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Judge a run's stored solutions anew, e.g. with task.checker=…, in a copy; go on there from its first search."""
+    _refuse_missing(run_dir)
+    _quieten(quiet)
+    from treepref.loops.rejudge import rejudge as judge_anew
+    from treepref.loops.run import resume
+
+    target = out or run_dir.with_name(f"{run_dir.resolve().name}-rejudged")
+    judge_anew(run_dir, target, overrides or [])
+    resume(target)
+
+
+@app.command()
 def compare(
     run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN …", help="Run directories, of any method.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for compare.json and compare.html.")] = Path(

@@ -54,7 +54,7 @@ SWITCHES = (
         "task.kind", ("reasoning_gym",),
     ),
     Switch(
-        ("task.name", "task.granularity", "task.slips"),
+        ("task.name", "task.granularity"),
         "task.kind", tuple(kind for kind in _KINDS if kind != "reasoning_gym"),
     ),
     Switch(("task.slips",), "task.granularity", ([1],)),

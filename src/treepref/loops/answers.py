@@ -17,6 +17,14 @@ from treepref.tasks.trial import PROBLEMS, try_own_checker
 from treepref.types import PolicyId, Problem, Tree
 
 
+def outcome_of(verdict: Verdict) -> float:
+    """+1 for a right solution, −1 for a wrong one (AlphaMath, arXiv 2405.03553).
+
+    A checker's number below what counts as right lies between: −1 at 0, and 0 right below that (ours).
+    """
+    return 1.0 if verdict.correct else verdict.score - 1.0
+
+
 class Answers:
     """One checker serves the whole run. Close it: it may hold processes."""
 
@@ -69,15 +77,11 @@ class Answers:
         return text, verdict
 
     def judge(self, stage: Stage, *splits: str) -> Judge:
-        """Outcomes for a stage's search: +1 for a right solution, −1 for a wrong one (AlphaMath, arXiv 2405.03553).
-
-        A checker's number below what counts as right lies between: −1 at 0, and 0 right below that (ours).
-        """
+        """Outcomes for a stage's search, of problems of some splits."""
         known = {p.id: p for split in splits for p in self._store.problems(split)}
 
         def outcome(tree: Tree, tokens: tuple[int, ...]) -> float:
-            verdict = self.check(tokens, known[tree.problem_id], stage=stage, policy=tree.policy)[1]
-            return 1.0 if verdict.correct else min(verdict.score, 1.0) - 1.0
+            return outcome_of(self.check(tokens, known[tree.problem_id], stage=stage, policy=tree.policy)[1])
 
         return outcome
 

@@ -17,7 +17,7 @@ from treepref.loops.session import Session
 from treepref.loops.stored import stored_solutions
 from treepref.runs.results import RoundResult, plain
 from treepref.runs.stage import Stage, round_policy
-from treepref.types import Problem, Tree
+from treepref.types import Join, Problem, Tree
 
 
 def evaluate(session: Session, round: int) -> None:
@@ -41,7 +41,7 @@ def evaluate(session: Session, round: int) -> None:
     )
     for decoder in todo:
         _run_decoder(session, stage.of(decoder.name), decoder)
-    summary = summarise(session, round, [d.name for d in todo])
+    summary = summarise(session, round, [d.name for d in todo], session.serving.join())
     with session.store.transaction():
         session.store.set_meta(f"summary/{round}", plain(summary))
         session.store.finish_stage(stage)
@@ -99,8 +99,8 @@ def solutions(session: Session, round: int, decoder: str) -> list[Solution]:
     return stored_solutions(session.store, Stage(round, "eval", decoder))
 
 
-def summarise(session: Session, round: int, names: list[str]) -> RoundResult:
-    """What a round's stored solutions say."""
+def summarise(session: Session, round: int, names: list[str], join: Join | None) -> RoundResult:
+    """What a round's stored solutions say; `join`: of the policy's V and log-probs."""
     config = session.recipe.eval
     widths = config.sbs if isinstance(config, GuidedEvalConfig) else []
     beams = {width: decoding.beam_name(*width) for width in widths}
@@ -113,5 +113,5 @@ def summarise(session: Session, round: int, names: list[str]) -> RoundResult:
         number=round,
         first=solutions(session, 0, "greedy") or None if round else None,
         tools=session.recipe.task.tool is not None,
-        join=session.serving.join(),
+        join=join,
     )

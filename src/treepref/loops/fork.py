@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -36,14 +37,23 @@ def fork(run: Path, out: Path, overrides: list[str]) -> None:
     for a change outside `FREE` or a run whose samples do not come before its training; StoreError where the first
     search is not done or `out` is anything else.
     """
+    copy_first_search(run, out, overrides, FREE, "a fork keeps the search of its origin")
+
+
+Then = Callable[[Path], None]
+"""What is done with a copy before it has its name."""
+
+
+def copy_first_search(
+    run: Path, out: Path, overrides: list[str], free: tuple[str, ...], why_not: str, then: Then = lambda copy: None
+) -> None:
+    """The same for changes of `free` keys; `why_not` others may change."""
     old, new = load_recipe(run / "recipe.yaml"), load_recipe(run / "recipe.yaml", overrides)
     if why := old.recipe.no_first_search():
-        raise RecipeError(f"{run} cannot be forked: {why}. Start a run of its own with `treepref run`")
-    frozen = [str(c) for c in recipe_changes(old.recipe, new.recipe) if not c.key.startswith(FREE)]
+        raise RecipeError(f"{run} cannot be copied after its first search: {why}. Start a run with `treepref run`")
+    frozen = [str(c) for c in recipe_changes(old.recipe, new.recipe) if not c.key.startswith(free)]
     if frozen:
-        raise RecipeError(
-            "a fork keeps the search of its origin, so these keys cannot change:\n  " + "\n  ".join(frozen)
-        )
+        raise RecipeError(f"{why_not}, so these keys cannot change:\n  " + "\n  ".join(frozen))
     if out.exists():
         _check_copy(run, out, new.recipe)
         return
@@ -61,6 +71,7 @@ def fork(run: Path, out: Path, overrides: list[str]) -> None:
             store.set_meta("recipe", plain(new.recipe))
             store.set_meta("forked_from", run.resolve().name)
             forget_other_stages(store)
+        then(part)
 
 
 def _check_copy(run: Path, out: Path, recipe: Recipe) -> None:

@@ -107,7 +107,7 @@ class ValueHead(nn.Module):
 
     def squash(self, scores: Tensor) -> Tensor:
         """Values [...] in [-1, 1] of scores [...] (their mean over the solution where `read` says so)."""
-        return torch.tanh(scores + self.bias.to(scores.dtype))
+        return torch.tanh(scores + self.bias[0].to(scores.dtype))
 
     def forward(self, hidden_H: Tensor) -> Tensor:
         """Hidden states [..., H] (or their means) → values [...].

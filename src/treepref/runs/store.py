@@ -301,6 +301,12 @@ class Store:
             if cost is not None:
                 self.add_cost(stage, cost)
 
+    def replace_tree(self, stage: StageName, tree: Tree) -> None:
+        """Another form of a tree that is stored, such as one with other outcomes."""
+        with self.transaction():
+            self._db.execute("DELETE FROM trees WHERE stage = ? AND key = ?", (stage, tree.key))
+            self.finish_tree(stage, tree)
+
     def has_tree(self, stage: StageName, key: str) -> bool:
         return self._one("SELECT 1 FROM trees WHERE stage = ? AND key = ?", (stage, key)) is not None
 
