@@ -21,7 +21,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy_model(place / "model")
     for out, more in (("runs/done", []), ("runs/stopped", ["budget.tokens=500"])):
         done = run_command("svpo", "rounds=1", *more, cwd=place, out=out)
-        assert done.returncode == (2 if more else 0), done.stderr
+        assert done.returncode == (3 if more else 0), done.stderr
     return place
 
 

@@ -474,13 +474,17 @@ def test_a_recipe_as_an_older_version_wrote_it_is_read(tmp_path: Path) -> None:
         load_recipe(tmp_path / "recipe.yaml")
 
 
+MORE = {"jsonl": ["task.path=rows.jsonl"], "verifiers": ["task.splits.labelled=0", "warmup.epochs=0"]}
+"""What some kinds of task need."""
+
+
 def test_every_switch_names_keys_and_values_that_there_are() -> None:
     for keys, by, off in SWITCHES:
         assert all(methods_with(key) for key in keys)
         for value in off:
             load_recipe(
-                methods_with(by)["warmup" not in by and -1],
-                [f"{by}={json.dumps(value)}", *(["task.path=rows.jsonl"] * (value == "jsonl"))],
+                methods_with(by)["warmup" not in by and value != "verifiers" and -1],
+                [f"{by}={json.dumps(value)}", *MORE.get(str(value), [])],
             )
 
 

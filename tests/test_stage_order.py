@@ -43,7 +43,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("stopped")
     copy_model(place / "model")
     done = run_command("svpo", "rounds=2", "budget.tokens=500", cwd=place)
-    assert done.returncode == 2 and "budget reached" in done.stderr, done.stderr
+    assert done.returncode == 3 and "budget reached" in done.stderr, done.stderr
     with Store(place / "run", read_only=True) as store:
         assert 0 < store.count_trees("round-1/search") < 10 and not store.stage_done("round-1/search")
     return place
@@ -125,7 +125,7 @@ def test_every_stage_of_every_method_waits_for_those_before_it(tmp_path: Path, m
 def test_a_stop_is_noted_with_the_stage_that_it_came_in(tmp_path: Path, online: str) -> None:
     copy_model(tmp_path / "model")
     done = run_command("mcts_dpo", "budget.tokens=500", f"online.enabled={online}", cwd=tmp_path)
-    assert done.returncode == 2 and "budget reached" in done.stderr, done.stderr
+    assert done.returncode == 3 and "budget reached" in done.stderr, done.stderr
     with Store(tmp_path / "run", read_only=True) as store:
         assert [event.stage for event in store.events() if event.level == "error"] == ["round-1/search"]
 

@@ -326,7 +326,7 @@ def _quieten(quiet: bool) -> None:
 
 
 def main() -> None:
-    """Entry point. Exits with 2 after an error that the user can mend, 130 after Ctrl-C."""
+    """Entry point. Exits with an error's `exit_code`, with 130 after Ctrl-C."""
     if sys.platform == "win32":
         sys.exit("error: treepref runs on Linux and macOS; on Windows use it inside WSL")
     try:
@@ -336,7 +336,7 @@ def main() -> None:
         from rich.text import Text
 
         Console(stderr=True).print(Text(f"error: {error}", style="red"), soft_wrap=True)
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except (_Stopped, KeyboardInterrupt):
         print("\nstopped; run the same command to go on", file=sys.stderr)
         sys.exit(130)

@@ -53,12 +53,12 @@ class SplitConfig(Section, frozen=True):
 class TaskConfig(Section, frozen=True):
     kind: Literal[
         "reasoning_gym", "gsm8k", "math", "svamp", "jsonl", "arc_easy", "arc_challenge", "openbookqa", "commonsense_qa",
-        "sciq", "aqua",
+        "sciq", "aqua", "verifiers",
     ] = "reasoning_gym"  # fmt: skip
     name: str = "chain_sum"
-    """reasoning_gym: the task's name. Unused by the other kinds."""
+    """reasoning_gym: the task's name; verifiers: the module whose load_environment() makes the task."""
     params: dict[str, Any] = Field(default_factory=dict)
-    """reasoning_gym: the task's own parameters."""
+    """reasoning_gym, verifiers: the task's own parameters."""
     path: str | list[str] | None = None
     """Hub id, local folder with a file a split (train.jsonl, validation.csv …), a file, a pattern with `*`, or several
     files: JSON lines, a JSON array, CSV or Parquet, each perhaps gzipped."""

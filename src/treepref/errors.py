@@ -4,6 +4,9 @@
 class TreeprefError(Exception):
     """Base of every error that a user can cause or mend."""
 
+    exit_code = 2
+    """What the command line ends with; docs/recipes.md lists them."""
+
 
 class RecipeError(TreeprefError):
     """A recipe has an unknown key, a wrong type or an impossible value."""
@@ -24,14 +27,22 @@ class StoreError(TreeprefError):
 class BudgetError(TreeprefError):
     """A hard limit of the recipe was reached. Everything done so far is stored; raise the limit and run again."""
 
+    exit_code = 3
+
 
 class EngineError(TreeprefError):
     """The engine fails request after request. Everything done so far is stored; mend the cause and run again."""
+
+    exit_code = 5
 
 
 class TooFewPairs(TreeprefError):
     """A round found too few problems with mixed outcomes to learn from."""
 
+    exit_code = 4
+
 
 class CheckerError(TreeprefError):
     """A user's checker fails time and again. What it could not check is not kept; mend it and run again."""
+
+    exit_code = 6

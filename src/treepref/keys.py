@@ -51,15 +51,12 @@ SWITCHES = (
     Switch(("warmup.lr", "warmup.batch_tokens", "warmup.warmup_ratio", "warmup.weight_decay"), "warmup.epochs", (0,)),
     Switch(
         ("task.path", "task.eval_path", "task.columns", "task.train_split", "task.eval_split"),
-        "task.kind", ("reasoning_gym",),
+        "task.kind", ("reasoning_gym", "verifiers"),
     ),
-    Switch(
-        ("task.name", "task.granularity"),
-        "task.kind", tuple(kind for kind in _KINDS if kind != "reasoning_gym"),
-    ),
+    Switch(("task.name",), "task.kind", tuple(kind for kind in _KINDS if kind not in ("reasoning_gym", "verifiers"))),
+    Switch(("task.granularity",), "task.kind", tuple(kind for kind in _KINDS if kind != "reasoning_gym")),
     Switch(("task.slips",), "task.granularity", ([1],)),
     Switch(("task.system", "task.chat_template_kwargs"), "task.chat", (False,)),
-    Switch(("task.pass_score",), "task.checker", (None,)),
     Switch(("task.examples_path",), "task.examples", (0,)),
     Switch(("eval.sbs_likelihood",), "eval.sbs", ([],)),
     Switch(

@@ -19,14 +19,23 @@ if TYPE_CHECKING:
 
 PLAIN_SECONDS = 10.0
 """Least time between two plain lines."""
+LOG_SECONDS = 60.0
+"""The same for the log, which gets lines whatever the terminal shows."""
 
 _quiet = False
+_log: Callable[[str], None] | None = None
 
 
 def set_quiet(quiet: bool) -> None:
     """Silence every stage's progress from here on (the command line's `--quiet`)."""
     global _quiet
     _quiet = quiet
+
+
+def set_log(log: Callable[[str], None] | None) -> None:
+    """Where every stage's state is written as plain lines from here on, beside the terminal."""
+    global _log
+    _log = log
 
 
 @dataclass(slots=True)
@@ -103,12 +112,13 @@ class Progress:
         self._quiet = _quiet if quiet is None else quiet
         self._stream = stream or sys.stdout
         self._clock = clock
-        self._start = self._last_line = clock()
+        self._start = self._last_line = self._last_logged = clock()
         self._bar: RichProgress | None = None
         self._task: TaskID | None = None
 
     def __enter__(self) -> Progress:
-        self._start = self._last_line = self._clock()
+        self._start = self._last_line = self._last_logged = self._clock()
+        self._write_log(" · begun")
         if not self._quiet and self._stream.isatty():
             self._bar = _bar(self._stream)
             status = self.status
@@ -122,6 +132,7 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._look()
+        self._write_log("" if kind is None else " (stopped)")
         if self._bar is not None:
             self._draw()
             self._bar.stop()
@@ -137,6 +148,8 @@ class Progress:
         if note is not None:
             self.status.note = note
         self._look()
+        if self._clock() - self._last_logged >= LOG_SECONDS:
+            self._write_log()
         if self._bar is not None:
             self._draw()
         elif not self._quiet and self._clock() - self._last_line >= PLAIN_SECONDS:
@@ -154,6 +167,11 @@ class Progress:
         status = self.status
         left = "" if status.total is None or status.done >= status.total else f"{clock_time(status.remaining)} left"
         self._bar.update(self._task, completed=status.done, counts=status.counts(), left=left)
+
+    def _write_log(self, end: str = "") -> None:
+        self._last_logged = self._clock()
+        if _log is not None:
+            _log(self.status.line() + end)
 
     def _print(self, end: str = "") -> None:
         self._last_line = self._clock()

@@ -27,7 +27,7 @@ from treepref.types import Completion, Problem, Request
 
 SOLUTIONS = 3
 """Problems that are solved."""
-TOKENS = 200
+TOKENS = 128
 """Longest solution here."""
 OWN_ANSWERS = 50
 """Problems whose own answer is put to the checker."""
@@ -47,7 +47,7 @@ def check(recipe: Recipe, console: Console) -> None:
         _print(console, _own_answers(task, checker, splits))
         policy = load_policy(recipe.model.path, dtype=recipe.model.dtype, device=recipe.model.device)
         shown = splits.examples if recipe.task.examples_path else splits.labelled
-        text = Text(recipe.task, task, lambda: policy.tokenizer, shown=lambda: shown)
+        text = Text(recipe.task, task, lambda: policy.tokenizer, shown=lambda: shown, system=splits.system)
         policy.end_of_turn = text.end_of_turn
         problems = splits.eval[:SOLUTIONS]
         _print(console, _prompt(recipe, policy, text, problems[0]))

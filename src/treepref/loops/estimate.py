@@ -321,7 +321,8 @@ def measured_assumptions(recipe: Recipe, problems: int = 64) -> Assumptions:
         except TreeprefError:  # a task without rationales
             splits = load_splits(some(0), recipe.seed)
         asked = [*splits.train, *splits.labelled]
-        text = Text(recipe.task, task, lambda: tokenizer, shown=lambda: splits.examples or splits.labelled)
+        shown = splits.examples or splits.labelled
+        text = Text(recipe.task, task, lambda: tokenizer, shown=lambda: shown, system=splits.system)
         prompts = [len(text.encode(p.question)) for p in asked]
         texts = [task.solution_text(p, random.Random(p.id)) for p in splits.labelled]
         tokens = sum(len(encode_solution(tokenizer, text)) for text in texts)

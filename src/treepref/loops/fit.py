@@ -39,6 +39,7 @@ class Fit:
         def on_step(metrics: Metrics) -> None:
             del self.steps[int(metrics["step"]) :]  # those of steps that are done again come anew
             self.steps.append(dict(metrics))
+            self._session.log.step(str(self.stage), metrics)
             if then is not None:
                 then(metrics)
 

@@ -74,6 +74,7 @@ def stops_noted(session: Session) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        session.log.line(f"stopped in {_stopped_in(session)}: {_told(error)}")
         with suppress(TreeprefError):  # a full disk, say
             store.event(_stopped_in(session), "error", _told(error))
         raise

@@ -26,9 +26,11 @@ from treepref.loops.answers import Answers
 from treepref.loops.policies import Policies, begun
 from treepref.loops.serving import Serving
 from treepref.loops.text import Text, begun_on, find_tokenizer
+from treepref.progress import set_log
 from treepref.recipes.reading import LoadedRecipe, check_resume, dump_recipe
 from treepref.runs.budget import Budget
 from treepref.runs.run_folder import disk_errors, land_file
+from treepref.runs.run_log import RunLog
 from treepref.runs.stage import Stage
 from treepref.runs.store import Store
 from treepref.runs.stored_recipe import dropped_keys, stored_recipe
@@ -61,6 +63,7 @@ class Session:
         self._open = ExitStack()
         self.store = self._open.enter_context(Store(out, create=loaded is not None))
         self.out = self.store.folder
+        self.log = RunLog(self.out)
         try:
             self.recipe = self._settle_recipe(loaded)
             self.policies = Policies(self.store, self.recipe)
@@ -75,11 +78,14 @@ class Session:
                 lambda: find_tokenizer(self.store, self.recipe),
                 shown=lambda: self.problems("labelled" if self.recipe.task.examples_path is None else "examples"),
                 today=begun_on(self.store),
+                system=self.store.meta("system"),
             )
             self.answers = Answers(self.store, self.task, self.text)
             self.serving = Serving(self.store, self.recipe, self.policies, self.text)
             for part in (self.text, self.answers, self.serving):
                 self._open.callback(part.close)
+            set_log(self.log.line)
+            self._open.callback(set_log, None)
         except BaseException:
             self._open.close()
             raise
@@ -140,6 +146,7 @@ class Session:
         with self.store.transaction():
             for name in ("labelled", "train", "eval", "examples"):
                 self.store.put_problems(name, getattr(splits, name))
+            self.store.set_meta("system", splits.system)
             for line in splits.skipped:
                 self.store.event("problems", "warning", line)
             self.store.set_meta("problems", {n: len(getattr(splits, n)) for n in ("labelled", "train", "eval")})

@@ -29,9 +29,10 @@ def find_tokenizer(store: Store, recipe: Recipe) -> PreTrainedTokenizerBase:
     return load_tokenizer(path, revision=commit)
 
 
-def prompt_form(config: TaskConfig, today: date | None = None) -> PromptForm:
-    """How a recipe's prompts are written; `today`: the day that the run began."""
-    return PromptForm(config.chat, config.system, config.chat_template_kwargs, today)
+def prompt_form(config: TaskConfig, today: date | None = None, system: str | None = None) -> PromptForm:
+    """How a recipe's prompts are written. `today`: the day that the run began; `system`: the task's own message."""
+    system = (config.system if config.system is not None else system) if config.chat else None
+    return PromptForm(config.chat, system, config.chat_template_kwargs, today)
 
 
 def begun_on(store: Store) -> date | None:
@@ -52,13 +53,14 @@ class Text:
         *,
         shown: Callable[[], Iterable[Problem]] = list,
         today: date | None = None,
+        system: str | None = None,
     ) -> None:
         """`shown`: the problems of which the first `task.examples` stand before every prompt, and one more.
 
-        `today`: the date for chat templates that write it.
+        `today`: the date for chat templates that write it. `system`: the task's message where the recipe has none.
         """
         self._config, self._task, self._load, self._shown = config, task, load, shown
-        self.form = prompt_form(config, today)
+        self.form = prompt_form(config, today, system)
         self._tool: Tool | None = None
 
     @cached_property

@@ -394,6 +394,10 @@ def conflicts(recipe: Recipe) -> Iterator[tuple[str, str]]:
             "task.prompt",
             f"has no {{question}} to put the question in, and is no module:function (got {shorten(task.prompt)!r})",
         )
+    if task.pass_score != 1 and task.checker is None and task.kind != "verifiers":
+        yield "task.pass_score", "has no effect without task.checker: take it out"
+    if task.kind == "verifiers" and task.splits.labelled:
+        yield "task.splits.labelled", f"must be 0: tasks of verifiers have no solutions (got {task.splits.labelled})"
     if task.checker is not None and not re.fullmatch(r"[\w.]+:[\w.]+", task.checker):
         yield "task.checker", f"must be module:function (got {shorten(task.checker)!r})"
     yield from recipe.conflicts()

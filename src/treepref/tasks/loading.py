@@ -20,6 +20,7 @@ from treepref.config import TaskConfig
 from treepref.errors import DataError, RecipeError
 from treepref.tasks import gym
 from treepref.tasks.choices import CHOICE_COLUMNS, PARSERS
+from treepref.tasks.environments import has_held_out, items_of, load_environment, system_message
 from treepref.tasks.files import (
     COLUMNS,
     HUB_IDS,
@@ -61,6 +62,8 @@ class Splits:
     eval: list[Problem] = field(default_factory=list)
     examples: list[Problem] = field(default_factory=list)
     """Shown solved before every prompt; those of `task.examples_path` alone."""
+    system: str | None = None
+    """The system message of the task itself."""
     skipped: list[str] = field(default_factory=list)
     """One line a row set aside (file, line, why), and a note where a split is smaller than asked for."""
 
@@ -82,6 +85,7 @@ def load_splits(cfg: TaskConfig, seed: int, *, exclude: Iterable[str] = (), trai
         else:
             splits = _file_splits(cfg, seed, exclude, checker.accepts_gold)
     splits.examples = examples
+    splits.system = system_message(load_environment(cfg.name, cfg.params)) if cfg.kind == "verifiers" else None
     splits.eval = _without_rationales(splits.eval)
     if not train_rationales:
         splits.train = _without_rationales(splits.train)
@@ -173,22 +177,14 @@ def _without_rationales(problems: list[Problem]) -> list[Problem]:
 
 
 def _file_splits(cfg: TaskConfig, seed: int, exclude: Iterable[str], gold_check: GoldCheck) -> Splits:
-    path = cfg.path or HUB_IDS.get(cfg.kind)
-    if not path:
-        raise RecipeError("task.path: the kind 'jsonl' needs a file or a folder")
-    subset, parse = _reader(cfg, path)
     excluded = {question_key(text) for text in exclude}
-
-    def read(path: str | list[str], split: str) -> Items:
-        prefix = Path(path).stem if cfg.kind == "jsonl" and isinstance(path, str) else cfg.kind
-        prefix = f"{re.sub(r'[*?[]', '', prefix) or cfg.kind}-{split}"
-        return _without_repeats(read_items(path, split, parse, prefix, subset, cfg.columns), excluded)
-
-    source = read(path, cfg.train_split)
+    found = _of_environment(cfg) if cfg.kind == "verifiers" else _of_files(cfg)
+    source, held_out = (part and _without_repeats(part, excluded) for part in found)
+    assert source is not None
     notes = list(source.skipped)
     asked = cfg.splits
     pool = _ordered(source.items, seed, "train")
-    if cfg.eval_path is None and (not has_splits(path) or cfg.eval_split == cfg.train_split):
+    if held_out is None:
         carved = _ordered(source.items, seed, "eval")
         total = asked.eval + asked.labelled + asked.train
         # Too few rows for all: evaluation gets its share, so that something is left to learn from.
@@ -196,7 +192,6 @@ def _file_splits(cfg: TaskConfig, seed: int, exclude: Iterable[str], gold_check:
         evaluation = _take(carved, asked.eval, "eval", source.source, gold_check, notes, at_most=size)
         pool = _others(pool, evaluation)
     else:
-        held_out = read(cfg.eval_path or path, cfg.eval_split)
         notes += held_out.skipped
         _refuse_overlap(source, held_out)
         ordered = _ordered(held_out.items, seed, "eval")
@@ -214,11 +209,35 @@ def _file_splits(cfg: TaskConfig, seed: int, exclude: Iterable[str], gold_check:
     return Splits(labelled, train, evaluation, skipped=notes)
 
 
+def _of_files(cfg: TaskConfig) -> tuple[Items, Items | None]:
+    """What training and evaluation problems come from; no second one: evaluation is divided off the first."""
+    path = cfg.path or HUB_IDS.get(cfg.kind)
+    if not path:
+        raise RecipeError("task.path: the kind 'jsonl' needs a file or a folder")
+    subset, parse = _reader(cfg, path)
+
+    def read(path: str | list[str], split: str) -> Items:
+        prefix = Path(path).stem if cfg.kind == "jsonl" and isinstance(path, str) else cfg.kind
+        prefix = f"{re.sub(r'[*?[]', '', prefix) or cfg.kind}-{split}"
+        return read_items(path, split, parse, prefix, subset, cfg.columns)
+
+    source = read(path, cfg.train_split)
+    if cfg.eval_path is None and (not has_splits(path) or cfg.eval_split == cfg.train_split):
+        return source, None
+    return source, read(cfg.eval_path or path, cfg.eval_split)
+
+
+def _of_environment(cfg: TaskConfig) -> tuple[Items, Items | None]:
+    environment = load_environment(cfg.name, cfg.params)
+    source = items_of(environment, cfg.name, cfg.params, "train")
+    return source, items_of(environment, cfg.name, cfg.params, "eval") if has_held_out(environment) else None
+
+
 def _examples(cfg: TaskConfig) -> list[Problem]:
     """The first rows of `task.examples_path`."""
     if cfg.examples_path is None:
         return []
-    drawn = cfg.kind == "reasoning_gym"
+    drawn = cfg.kind in ("reasoning_gym", "verifiers")
     parse = parse_plain if drawn else _reader(cfg, cfg.path or HUB_IDS.get(cfg.kind, ""))[1]
     found = read_items(cfg.examples_path, cfg.train_split, parse, "example", None, {} if drawn else cfg.columns)
     if len(found.items) < cfg.examples:

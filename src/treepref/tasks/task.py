@@ -18,6 +18,7 @@ from treepref.tasks import rules
 from treepref.tasks.checking import Checker
 from treepref.tasks.choices import CHOICE, PARSERS
 from treepref.tasks.choices import SELF_EVALUATION as CHOICE_SELF_EVALUATION
+from treepref.tasks.environments import REWARD
 from treepref.tasks.rationales import arithmetic_steps, chain_steps
 from treepref.tasks.rules import AnswerRule
 from treepref.tasks.statements import MARK, statements
@@ -86,6 +87,7 @@ _KINDS = {
     "math": Kind("Problem: {question}\nSolution:\n", rules.MATH, _written),
     "svamp": Kind(QUESTION_ANSWER, rules.NUMBER, _written),
     "jsonl": Kind(QUESTION_ANSWER, rules.PLAIN, _written_with_answer),
+    "verifiers": Kind("{question}\n", rules.PLAIN, _written_with_answer),
     **dict.fromkeys(PARSERS, Kind(QUESTION_ANSWER, CHOICE, _written, CHOICE_SELF_EVALUATION)),
 }
 _GYM_KINDS = {
@@ -180,10 +182,9 @@ def load_task(cfg: TaskConfig) -> Task:
         if kind.steps is not _chain:
             raise RecipeError(f"task.slips: only chain_sum's rationales can have slips, not those of {name}")
         kind = replace(kind, steps=partial(_chain, slips=cfg.slips))
+    checker = REWARD if cfg.kind == "verifiers" and cfg.checker is None else cfg.checker
     prompt = _load_prompt(kind.prompt if cfg.prompt is None else cfg.prompt)
-    return Task(
-        name, kind, cfg.delimiter, list(cfg.granularity), cfg.check_seconds, cfg.checker, cfg.pass_score, prompt
-    )
+    return Task(name, kind, cfg.delimiter, list(cfg.granularity), cfg.check_seconds, checker, cfg.pass_score, prompt)
 
 
 def _with_answers(kind: Kind, cfg: TaskConfig) -> Kind:
