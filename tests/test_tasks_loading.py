@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import importlib
 import json
 import sys
 from random import Random
@@ -254,3 +255,22 @@ def test_the_hub_needs_its_extra_and_reads_its_columns(monkeypatch, tmp_path):
     assert sorted(p.text.split()[0] for p in loaded.train + loaded.eval) == ["test", "train", "train"]
     with pytest.raises(DataError, match=r"some/other\[train\]: cannot be loaded from the hub: ValueError"):
         load_splits(cfg.model_copy(update={"path": "some/other"}), 0)
+
+
+def gym_tasks() -> list[object]:
+    """Those of reasoning-gym; but for the two whose settings cannot be validated they are tried in the long run."""
+    factory = importlib.import_module("reasoning_gym.factory")
+    importlib.import_module("reasoning_gym")
+    short = ("power_function", "tsumego")
+    return [pytest.param(name, marks=[] if name in short else [pytest.mark.long]) for name in sorted(factory.DATASETS)]
+
+
+@pytest.mark.parametrize("name", gym_tasks())
+def test_every_task_of_reasoning_gym_loads_and_takes_its_own_answers(name: str) -> None:
+    params = {"datasets": [{"name": "chain_sum"}]} if name == "composite" else {}
+    cfg = TaskConfig(name=name, params=params, splits=SplitConfig(train=3, eval=2))
+    splits, task = load_splits(cfg, seed=0), load_task(cfg)
+    assert len(splits.train) == 3 and len(splits.eval) == 2
+    with task.checker() as checker:
+        for problem in splits.train:
+            assert checker.accepts_gold(problem) is None or not problem.answer

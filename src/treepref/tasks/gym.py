@@ -77,11 +77,21 @@ def create(name: str, params: Mapping[str, Any], seed: int, size: int) -> Any:
         if key not in known:
             raise RecipeError(f"task.params.{key}: {name} has no such parameter (it has {', '.join(sorted(known))})")
     try:
-        config = config_class(**params, seed=seed, size=size)
-        config.validate()
+        config = config_class(**_as_objects(name, params), seed=seed, size=size)
+        if hasattr(config, "validate"):  # two tasks' settings have none
+            config.validate()
         return countdown_class()(config=config) if name == "countdown" else dataset_class(config=config)
-    except (AssertionError, TypeError, ValueError) as error:
+    except (AssertionError, AttributeError, TypeError, ValueError) as error:
         raise RecipeError(f"task.params: {name} refuses them: {error or type(error).__name__}") from error
+
+
+def _as_objects(name: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The parts of a composite task, which a recipe gives as mappings, as the library wants them."""
+    if name != "composite":
+        return params
+    part = importlib.import_module("reasoning_gym.composite").DatasetSpec
+    parts = params.get("datasets", [])
+    return {**params, "datasets": [part(**{"weight": 1.0, "config": {}, **given}) for given in parts]}
 
 
 def _problem(

@@ -6,9 +6,7 @@ import json
 from functools import lru_cache
 from typing import Any
 
-import reasoning_gym
-
-from treepref.tasks.gym import decode_plain
+from treepref.tasks.gym import create, decode_plain
 from treepref.tasks.numbers import parse_number
 from treepref.types import Problem
 
@@ -26,4 +24,4 @@ def agrees(found: str, problem: Problem) -> bool:
 
 @lru_cache(maxsize=16)
 def _dataset(name: str, params: str) -> Any:
-    return reasoning_gym.create_dataset(name, seed=0, size=1, **json.loads(params))
+    return create(name, json.loads(params), seed=0, size=1)
