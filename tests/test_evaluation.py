@@ -360,7 +360,7 @@ def test_results_are_strict_json_and_come_back_as_they_were():
     results = Results(recipe={"name": "t", "widths": ((2, 4),)}, seed=3, rounds=rounds, cost=Cost(generated_tokens=5))
     document = plain(results)
     assert list(document) == [
-        "schema", "recipe", "seed", "rounds", "search", "unfinished", "stopped", "cost", "cost_by_kind"
+        "schema", "recipe", "seed", "rounds", "search", "best_round", "unfinished", "stopped", "cost", "cost_by_kind"
     ]  # fmt: skip
     assert document["schema"] == 1 and document["seed"] == 3
     assert document["cost"]["generated_tokens"] == 5

@@ -413,7 +413,7 @@ def from_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_every_kind_of_file_is_here() -> None:
-    assert {"reasoning_gym", *PARSERS} == set(get_args(TaskConfig.model_fields["kind"].annotation))
+    assert {"reasoning_gym", "verifiers", *PARSERS} == set(get_args(TaskConfig.model_fields["kind"].annotation))
 
 
 def test_some_recipes(tmp_path: Path) -> None:

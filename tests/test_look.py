@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from small_runs import METHODS, contents, copy_model, run_command, treepref_command
-from treepref.loops.look import best_round
+from treepref.loops.stored import best_round
 from treepref.runs.run_folder import lock_holder
 from treepref.runs.store import Store
 

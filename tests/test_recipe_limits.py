@@ -304,7 +304,7 @@ def test_every_bound_can_be_estimated(method: str) -> None:
     info, rates = ModelInfo(10**9, 10**5, 2048, 50_000, layers=24), Rates(1e12, 1e11, 1e-6)
     start = ["task.splits.train=5000", "task.splits.labelled=5000", "pairs.min_problems=1", "warmup.epochs=1"]
     start += ["search.self_evaluation={}", "pairs.rule=siblings"] if method == "mcts_dpo" else []
-    start += ["train.objective=svpo"]
+    start += ["train.objective=svpo", "task.checker=mine:check"]
     spent_on = re.compile(r"rounds|budget|search|online|self_training|eval")
     for end in ("minimum", "maximum"):
         values = {key: form[end] for key, form in NUMERIC.items() if end in form and method in methods_with(key)}

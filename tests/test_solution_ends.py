@@ -74,7 +74,7 @@ def test_tools_and_scripted_engines_keep_the_ends(tmp_path: Path) -> None:
 def test_a_run_reads_what_stands_before_the_text_that_ended_it(tmp_path: Path) -> None:
     copy_model(tmp_path / "model")
     done = run_command("svpo", "rounds=1", "task.stop=[' = ']", "pairs.min_problems=1", cwd=tmp_path)
-    assert done.returncode in (0, 2), done.stderr  # no answer is right, and so nothing is trained
+    assert done.returncode in (0, 4), done.stderr  # no answer is right, and so nothing is trained
     with Store(tmp_path / "run", read_only=True) as store:
         rows = [row for _, _, row in store.outcomes("round-0/eval/greedy")]
         assert rows and all(row["finish"] == "eos" and " = " not in row["text"] for row in rows)

@@ -243,6 +243,19 @@ def compare(
 
 
 @app.command()
+def prune(
+    run_dir: RunArg, dry: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False
+) -> None:
+    """Remove a run's models that nothing needs any more; the first, the best and the last round's stay."""
+    _refuse_missing(run_dir)
+    from treepref.loops.prune import prune as remove
+
+    gone, size = remove(run_dir, dry=dry)
+    would = "would be removed" if dry else "removed"
+    print(f"{', '.join(gone)} {would}: {size / 1e9:.3g} GB" if gone else "nothing to remove")
+
+
+@app.command()
 def digest(run_dir: RunArg) -> None:
     """Print one hash of what a run found: trees, outcomes and pairs, no floats."""
     from treepref.runs.store import Store

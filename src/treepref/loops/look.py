@@ -9,19 +9,17 @@ import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 from rich.console import Console
 from rich.text import Text as Line
 
 from treepref.errors import DataError, StoreError, TreeprefError
 from treepref.loops.reading import attempts_of
-from treepref.loops.stored import stored_solutions, stored_summary
+from treepref.loops.stored import best_round, stored_solutions, summary_of
 from treepref.loops.summary import how_far, unfinished_stages
 from treepref.loops.text import find_tokenizer
 from treepref.report import numbers
 from treepref.report.grid import Cell, Grid, for_terminal
-from treepref.runs.results import RoundResult
 from treepref.runs.run_folder import lock_holder
 from treepref.runs.stage import Stage
 from treepref.runs.store import StageRow, Store
@@ -106,24 +104,6 @@ def _state(view: RunView) -> Iterator[str]:
     yield f"Last change {numbers.duration(time.time() - _last_change(folder))} ago{more}."
 
 
-class Best(NamedTuple):
-    round: int
-    accuracy: float
-
-
-def best_round(store: Store) -> Best | None:
-    """The evaluated round with the highest greedy accuracy, the first of equal ones; None where none is."""
-    summaries = filter(None, (_summary(store, row) for row in store.stages()))
-    found = [Best(one.round, greedy.accuracy) for one in summaries if (greedy := one.eval.get("greedy"))]
-    return max(found, key=lambda best: (best.accuracy, -best.round), default=None)
-
-
-def _summary(store: Store, row: StageRow) -> RoundResult | None:
-    stage = row.stage
-    is_evaluation = stage is not None and stage.name == "eval" and stage.part is None
-    return stored_summary(store, stage.round) if stage is not None and is_evaluation else None
-
-
 # ---- runs
 
 
@@ -137,7 +117,7 @@ def _run_row(folder: Path) -> list[Cell]:
     try:
         with open_view(folder, find_tokenizer) as view:
             store, recipe = view.store, view.recipe
-            evaluated = [s for row in store.stages() if (s := _summary(store, row))]
+            evaluated = [s for row in store.stages() if (s := summary_of(store, row))]
             best, last = best_round(store), evaluated[-1] if evaluated else None
             done = len([s for s in evaluated if s.round])
             state = "going on" if lock_holder(folder) else "done" if done == recipe.rounds else "stopped"

@@ -51,6 +51,8 @@ class Policies:
             option = f" --round {stage.round}" if stage.round else ""
             command = f"treepref {stage.name} {self._store.folder}{option}"
             raise StoreError(f"{stage} is not done, so its model is not there yet: run `{command}` first")
+        if policy in self._removed():
+            raise StoreError(f"{self.folder(policy)} was removed by `treepref prune`: only another run makes it again")
         if change := self._change(policy, stage):
             raise StoreError(f"{change}: {_WAY_OUT}")
         return str(self.folder(policy)), None
@@ -79,9 +81,22 @@ class Policies:
         One that nothing would load, neither a stage nor a further round nor a fork, is only warned of.
         """
         self._tell(self._base_change(), needed=self._base_needed())
+        removed = self._removed()
         for policy, stage in self._makers().items():
-            if self._store.stage_done(stage):
+            if self._store.stage_done(stage) and policy not in removed:
                 self._tell(self._change(policy, stage), needed=self._needed(policy, stage))
+
+    def unneeded(self) -> list[PolicyId]:
+        """Those with a folder that no stage, further round or fork would load."""
+        done = ((policy, stage) for policy, stage in self._makers().items() if self._store.stage_done(stage))
+        return [policy for policy, stage in done if self.folder(policy).is_dir() and not self._needed(policy, stage)]
+
+    def note_removed(self, policies: Sequence[PolicyId]) -> None:
+        """Their folders go: nobody is to miss them."""
+        self._store.set_meta("removed", sorted({*self._removed(), *policies}))
+
+    def _removed(self) -> list[str]:
+        return self._store.meta("removed", [])
 
     def tokenizer(self) -> tuple[str, str | None]:
         """What the run's tokenizer is loaded from, as `source` says it: every policy of a run has the same.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from treepref.evaluation.scores import Solution
 from treepref.runs.results import RoundResult, from_plain
 from treepref.runs.stage import Stage
-from treepref.runs.store import Store
+from treepref.runs.store import StageRow, Store
 
 
 def stored_solutions(store: Store, stage: Stage) -> list[Solution]:
@@ -27,3 +29,22 @@ def stored_summary(store: Store, round: int) -> RoundResult | None:
         if result.round != round:
             raise ValueError(f"it is of round {result.round}")
         return result
+
+
+class Best(NamedTuple):
+    round: int
+    accuracy: float
+
+
+def best_round(store: Store) -> Best | None:
+    """The evaluated round with the highest greedy accuracy, the first of equal ones; None where none is."""
+    summaries = filter(None, (summary_of(store, row) for row in store.stages()))
+    found = [Best(one.round, greedy.accuracy) for one in summaries if (greedy := one.eval.get("greedy"))]
+    return max(found, key=lambda best: (best.accuracy, -best.round), default=None)
+
+
+def summary_of(store: Store, row: StageRow) -> RoundResult | None:
+    """What the evaluation found that a stage is; None where it is another stage, or not done."""
+    stage = row.stage
+    is_evaluation = stage is not None and stage.name == "eval" and stage.part is None
+    return stored_summary(store, stage.round) if stage is not None and is_evaluation else None

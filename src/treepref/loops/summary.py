@@ -16,7 +16,7 @@ from treepref.evaluation.scores import cost_by_kind, inference_of
 from treepref.keys import plain
 from treepref.loops.reading import evaluation_reading
 from treepref.loops.searches import SearchFound, read_searches, search_summary
-from treepref.loops.stored import stored_summary
+from treepref.loops.stored import best_round, stored_summary
 from treepref.loops.unchecked import failure_counts
 from treepref.loops.values import FIRST
 from treepref.report.data import EventGroup, ReportData, TitledOutcomes
@@ -101,6 +101,7 @@ def results_of(view: RunView, greedy: Sequence[TitledOutcomes], searches: Sequen
         seed=recipe.seed,
         rounds=rounds,
         search=[search_summary(store, found) for found in searches],
+        best_round=best.round if (best := best_round(store)) else None,
         unfinished=unfinished_stages(store),
         stopped=errors[-1] if errors else None,
         cost=store.cost(),

@@ -327,6 +327,8 @@ class Results(_Form, frozen=True, kw_only=True):
     seed: int
     rounds: list[RoundResult]
     search: list[SearchOutcomes] | None = None
+    best_round: int | None = None
+    """The round with the highest greedy accuracy, the first of equal ones."""
     unfinished: list[str] | None = None
     """Stages that were begun and are not done."""
     stopped: str | None = None
