@@ -202,8 +202,8 @@ task: {chat: yes}
         "pairs, train, value, eval, budget, extends",
         "r.yaml:5: train.lr: must be greater than 0 (got -1)",
         "r.yaml:6: train.lrr: unknown key; did you mean train.lr?",
-        "r.yaml:7: train.objective: must be 'svpo', 'dpo', 'cdpo', 'cdpo_mean', 'ipo', 'ipo_mean' or 'sft' "
-        '(got "spo"); did you mean svpo?',
+        "r.yaml:7: train.objective: must be 'svpo', 'dpo', 'cdpo', 'cdpo_mean', 'ipo', 'ipo_mean' or 'sft', "
+        'or module:function (got "spo"); did you mean svpo?',
         "r.yaml:8: train.beta: must be a finite number (got .inf)",
         "r.yaml:9: train.epochs: must be a valid integer (got true)",
         "r.yaml:11: train.clip: stands twice (first on line 10)",

@@ -149,3 +149,20 @@ def test_a_run_that_learned_from_half_of_its_search_is_not_gone_on_with(run: Pat
     for command in (["search", str(run)], ["run", *METHODS["svpo"], "rounds=2", "--out", str(run)]):
         done = treepref_command(*command, "-q", cwd=run.parent)
         assert done.returncode == 2 and "was done before round-1/search" in done.stderr
+
+
+def test_how_a_round_learns_may_change_until_it_does(tmp_path: Path) -> None:
+    copy_model(tmp_path / "model")
+    stopped = run_command("svpo", "rounds=1", "pairs.min_gap=1.99", "pairs.min_problems=10", cwd=tmp_path)
+    assert stopped.returncode == 4 and "only" in stopped.stderr
+    with Store(tmp_path / "run", read_only=True) as store:
+        search = store.digest("round-1/search")
+    other = ["rounds=1", "pairs.min_gap=0.1", "pairs.min_problems=1", "train.lr=1e-4"]
+    assert run_command("svpo", *other, cwd=tmp_path).returncode == 0
+    with Store(tmp_path / "run", read_only=True) as store:
+        assert store.digest("round-1/search") == search and store.count_pairs(1) > 0
+        assert any("resumed with pairs.min_gap: 1.99 → 0.1" in event.message for event in store.events())
+    refused = run_command("svpo", *other, "pairs.min_gap=0.5", cwd=tmp_path)
+    assert refused.returncode == 2 and "treepref fork RUN OUT" in refused.stderr
+    refused = run_command("svpo", *other, "pairs.min_gap=0.5", "search.children=7", cwd=tmp_path)
+    assert refused.returncode == 2 and "treepref fork" not in refused.stderr

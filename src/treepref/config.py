@@ -13,6 +13,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+"""A user's function, as `module:function`."""
+
 
 class Section(BaseModel, frozen=True):
     """Unknown keys are errors; values are checked when they are set.
@@ -209,8 +212,8 @@ class PairConfig(FewestPairsConfig, frozen=True):
 class TrainConfig(Section, frozen=True):
     """How preferences are learned from; `row_tokens`, `attention` and `recompute` serve the warm-up too."""
 
-    objective: Literal["svpo", "dpo", "cdpo", "cdpo_mean", "ipo", "ipo_mean", "sft"] = "svpo"
-    """sft on the right solutions of the trees is rejection-sampling fine-tuning."""
+    objective: Literal["svpo", "dpo", "cdpo", "cdpo_mean", "ipo", "ipo_mean", "sft"] | FunctionName = "svpo"
+    """sft on the right solutions of the trees is rejection-sampling fine-tuning; `module:function` is a user's own."""
     beta: float = Field(default=0.1, ge=1e-4, le=100)
     value_weight: float = Field(default=0.1, ge=0, le=10_000)
     """a in L: the value head's regression on its targets."""

@@ -15,18 +15,12 @@ from treepref.config import Recipe
 from treepref.errors import RecipeError, StoreError
 from treepref.keys import plain
 from treepref.loops.unchecked import forget_other_stages
-from treepref.recipes.reading import dump_recipe, load_recipe, recipe_changes
+from treepref.recipes.reading import FORKABLE, dump_recipe, load_recipe, recipe_changes
 from treepref.runs.landing import new_folder
 from treepref.runs.run_folder import disk_errors, sqlite_errors
 from treepref.runs.stage import Stage, round_policy
 from treepref.runs.store import STOPPED_BEFORE, Store
 
-FREE = (
-    "name", "rounds", "pairs.", "train.", "budget.", "eval.samples", "eval.sbs", "eval.mcts",
-    "self_training.label_samples", "self_training.similarity", "self_training.pairs_per_problem",
-    "self_training.cap_percentile", "self_training.patience",
-)  # fmt: skip
-"""Keys (or their sections) in which a fork may differ: none of them touches what is copied."""
 _KEPT = "name LIKE 'round-0/%' OR name = 'round-1/search'"
 
 
@@ -34,10 +28,10 @@ def fork(run: Path, out: Path, overrides: list[str]) -> None:
     """Copy the problems, the warm-up, the evaluation of round 0 and the first search of `run` to a new run `out`.
 
     Where `out` is such a copy already, under the very recipe that is asked for, it stays as it is. Raises RecipeError
-    for a change outside `FREE` or a run whose samples do not come before its training; StoreError where the first
+    for a change outside `FORKABLE` or a run whose samples do not come before its training; StoreError where the first
     search is not done or `out` is anything else.
     """
-    copy_first_search(run, out, overrides, FREE, "a fork keeps the search of its origin")
+    copy_first_search(run, out, overrides, FORKABLE, "a fork keeps the search of its origin")
 
 
 Then = Callable[[Path], None]

@@ -38,6 +38,7 @@ from treepref.runs.view import RunView
 from treepref.tasks.loading import load_splits
 from treepref.tasks.task import Task, load_task
 from treepref.training.checkpoints import remove_checkpoints
+from treepref.training.objectives import objective_of
 from treepref.types import Cost, Problem
 
 READER = 2
@@ -121,8 +122,11 @@ class Session:
                 raise StoreError(f"{self.store.folder} holds no recipe: start it with `treepref run`")
             return known
         if known is not None and begun(self.store):  # until then it may change freely: its first try had a wrong path
-            for change in check_resume(known, loaded.recipe):
+            trained = any(row.stage is not None and row.stage.name in ("train", "dpo") for row in self.store.stages())
+            for change in check_resume(known, loaded.recipe, untrained=not trained):
                 self.store.event("run", "info", f"resumed with {change}")
+                if change.key.startswith("pairs."):
+                    self.store.forget_pairs()
         elif known is not None and known != loaded.recipe:
             self.store.forget_problems()
         scratch = self.store.scratch("recipe") / "recipe.yaml"
@@ -177,6 +181,7 @@ class Session:
         """
         if not self.store.stage_done(stage):  # before the stage spends anything
             self.answers.try_own()
+            objective_of(self.recipe.train.objective)
             for problem in islice(self.problems("train"), 1):
                 self.text.encode(problem.question)
         if not self.store.start_stage(stage).done:

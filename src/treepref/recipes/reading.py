@@ -57,6 +57,13 @@ RESUMABLE = frozenset(
 """Keys that may change between two lives of a run, besides all of `budget` and `rounds` upward: they set how fast the
 work is done and how far it goes, never what is computed."""
 
+FORKABLE = (
+    "name", "rounds", "pairs.", "train.", "budget.", "eval.samples", "eval.sbs", "eval.mcts",
+    "self_training.label_samples", "self_training.similarity", "self_training.pairs_per_problem",
+    "self_training.cap_percentile", "self_training.patience",
+)  # fmt: skip
+"""Keys (or their sections) in which a fork of a run may differ from it: none touches its first search."""
+
 REPLACED_WHOLE = ("task", "params")
 """The mapping that `extends` and overrides replace, not merge: parameters of one task mean nothing to another."""
 
@@ -418,7 +425,8 @@ def _describe(error: ValidationError, document: Document, source: str, method: s
             path = next((tuple(key.split(".")) for key in known_keys() if message.startswith(f"{key} ")), path)
             found.setdefault(path, []).append(message.removeprefix(f"{dotted(path)} "))
         else:
-            message = detail["msg"].replace("Input should be", "must be").replace("an object", "a section of keys")
+            message = "module:function" if detail["type"] == "string_pattern_mismatch" else detail["msg"]
+            message = message.replace("Input should be", "must be").replace("an object", "a section of keys")
             message = message.replace("a valid array", "a list")
             found.setdefault(path, []).append(message[:1].lower() + message[1:])
             values[path] = value
@@ -511,24 +519,29 @@ def recipe_changes(old: Recipe, new: Recipe) -> list[Change]:
     return [Change(k, before.get(k), after.get(k)) for k in keys if before.get(k) != after.get(k)]
 
 
-def check_resume(old: Recipe, new: Recipe) -> list[Change]:
+def check_resume(old: Recipe, new: Recipe, *, untrained: bool = False) -> list[Change]:
     """What the new recipe changes in a run begun with the old one, all of it allowed.
 
-    Allowed are `budget.*`, the keys in RESUMABLE, and `rounds` upward. Raises RecipeError naming every other change
-    (key: old → new), because it would mix data made under two recipes in one run.
+    Allowed are `budget.*`, the keys in RESUMABLE, and `rounds` upward; `untrained`: while no round has begun to learn,
+    how it will, too. Raises RecipeError naming every other change (key: old → new), because it would mix data made
+    under two recipes in one run.
     """
     allowed, refused = [], []
     for change in recipe_changes(old, new):
         may = change.key in RESUMABLE or change.key.startswith("budget.")
         may = may or (change.key == "rounds" and change.new > change.old)
+        may = may or (untrained and change.key.startswith(("pairs.", "train.")) and change.key != "train.objective")
         (allowed if may else refused).append(change)
     if refused:
         notes = {"rounds": " (rounds may only grow)"}
+        forks = all(change.key.startswith(FORKABLE) for change in refused)
         raise RecipeError(
             "this run was begun with another recipe:\n"
             + "\n".join(f"  {change}{notes.get(change.key, '')}" for change in refused)
-            + "\nundo these changes, or start a new run with another --out; on resume only budget.*, "
-            + f"rounds (upward), {', '.join(sorted(RESUMABLE))} may change"
+            + "\nundo these changes, or start a new run with another --out"
+            + (", or learn otherwise from the same search: `treepref fork RUN OUT KEY=VALUE …`" if forks else "")
+            + "; on resume only budget.*, rounds (upward), "
+            + f"{', '.join(sorted(RESUMABLE))}, and pairs.* and train.* until a round is trained, may change"
         )
     return allowed
 

@@ -349,6 +349,12 @@ class Store:
             self._db.execute("DELETE FROM pairs WHERE round = ?", (round,))
             self._db.executemany("INSERT INTO pairs VALUES (?, ?, ?, ?)", rows)
 
+    def forget_pairs(self) -> None:
+        """As if no round had looked for pairs."""
+        with self.transaction():
+            self._db.execute("DELETE FROM pairs")
+            self._db.execute("DELETE FROM stages WHERE name LIKE 'round-%/pairs'")
+
     def pairs(self, round: int) -> Iterator[Pair]:
         """By id."""
         after, query = "", "SELECT id, row FROM pairs WHERE round = ? AND id > ? ORDER BY id LIMIT ?"

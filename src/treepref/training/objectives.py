@@ -18,13 +18,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from functools import cache
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
 from treepref.config import TrainConfig
+from treepref.errors import RecipeError
+from treepref.workers.functions import load_function
 
 DEFAULTS = TrainConfig()
 """The one set of defaults of training: a recipe's."""
@@ -298,8 +301,36 @@ OBJECTIVES: dict[str, Objective] = {
     "ipo_mean": ipo_mean,
     "svpo": svpo,
 }
-PREFERENCE_OBJECTIVES = frozenset(OBJECTIVES) - {"sft"}
-"""Objectives that need reference log-probs."""
+
+
+def needs_reference(name: str) -> bool:
+    """Whether an objective needs reference log-probs; a user's own is given them."""
+    return name != "sft"
+
+
+@cache
+def objective_of(name: str) -> Objective:
+    """An objective by name, or a user's `module:function` with the same signature.
+
+    Raises RecipeError where it cannot be imported.
+    """
+    return OBJECTIVES[name] if name in OBJECTIVES else _told(load_function(name, "train.objective"), name)
+
+
+def _told(own: Callable[..., Any], name: str) -> Objective:
+    """A user's objective, its failures told for people."""
+
+    def objective(batch: LossBatch, c: Coefficients) -> Terms:
+        try:
+            terms = own(batch, c)
+        except Exception as error:
+            raise RecipeError(f"train.objective {name} fails: {type(error).__name__}: {error}") from error
+        sound = isinstance(terms, Mapping) and all(isinstance(term, Term) for term in terms.values())
+        if not sound or not terms:
+            raise RecipeError(f"train.objective {name} must return a mapping of names to Term(sum, per, weight)")
+        return dict(terms)
+
+    return objective
 
 
 def untrained_preference_loss(name: str, c: Coefficients) -> float:

@@ -7,14 +7,16 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from treepref.config import TrainConfig, WarmupConfig
 from treepref.errors import RecipeError
-from treepref.training.objectives import DEFAULTS, Coefficients
+from treepref.training.objectives import DEFAULTS, OBJECTIVES, Coefficients
+from treepref.workers.functions import is_function_name
 
 
 @dataclass(frozen=True, slots=True)
 class LearnerSettings:
     """Constants of a training run. The first group defines the result, the second only how the work is cut."""
 
-    objective: Literal["sft", "dpo", "cdpo", "cdpo_mean", "ipo", "ipo_mean", "svpo"] = DEFAULTS.objective
+    objective: str = DEFAULTS.objective
+    """A name in `objectives.OBJECTIVES`, or a user's `module:function`."""
     coefficients: Coefficients = field(default_factory=Coefficients)
     lr: float = DEFAULTS.lr
     value_lr: float | None = DEFAULTS.value_lr
@@ -44,7 +46,10 @@ class LearnerSettings:
 
     def __post_init__(self) -> None:
         """Raises RecipeError for a name that stands for nothing."""
-        for name in ("objective", "schedule", "attention"):
+        if self.objective not in OBJECTIVES and not is_function_name(self.objective):
+            names = ", ".join(OBJECTIVES)
+            raise RecipeError(f"objective {self.objective!r}: choose one of {names}, or module:function")
+        for name in ("schedule", "attention"):
             known = get_args(get_type_hints(LearnerSettings)[name])
             if getattr(self, name) not in known:
                 raise RecipeError(f"{name} {getattr(self, name)!r}: choose one of {', '.join(known)}")

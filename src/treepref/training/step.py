@@ -20,11 +20,12 @@ from treepref.training.examples import Example
 from treepref.training.forward import PackedModel, loss_batch, place, scatter_index
 from treepref.training.objectives import (
     OBJECTIVES,
-    PREFERENCE_OBJECTIVES,
     Counts,
     LossBatch,
     health,
     known,
+    needs_reference,
+    objective_of,
     total,
     untrained_preference_loss,
 )
@@ -150,7 +151,7 @@ class Stepper:
     def _loss(self, batch: LossBatch, counts: Counts, tally: Tally) -> Tensor:
         """The group's part of the step's loss; adds it and the group's health to the tally."""
         c = self.settings.coefficients
-        terms = OBJECTIVES[self.settings.objective](batch, c)
+        terms = objective_of(self.settings.objective)(batch, c)
         loss = total(terms, counts)
         tally.add_loss("loss", loss)
         for name, term in terms.items():
@@ -164,7 +165,7 @@ class Stepper:
         for one, two in pairwise(sorted(e.id for e in examples)):
             if one == two:
                 raise DataError(f"two examples have the id {one!r}; training order needs unique ids")
-        if self.settings.objective in PREFERENCE_OBJECTIVES:
+        if needs_reference(self.settings.objective):
             for example in examples:
                 if any(example.nodes[n].ref is None for pair in example.pairs for n in (*pair.winner, *pair.loser)):
                     raise ModelError(
@@ -192,7 +193,8 @@ class Stepper:
             parameter.grad = reduced
 
     def _check_reference(self, means: Metrics, counts: Counts) -> None:
-        if self.settings.objective not in PREFERENCE_OBJECTIVES or not counts.pairs:
+        name = self.settings.objective
+        if name not in OBJECTIVES or not needs_reference(name) or not counts.pairs:
             return
         expected = untrained_preference_loss(self.settings.objective, self.settings.coefficients)
         found = means["loss_preference"]
