@@ -22,7 +22,7 @@ ORDER = (
     "training", "engines", "driver", "loops", "cli",
 )  # fmt: skip
 """Rooms from the bottom up: each may import those before it."""
-GROUND = ("types", "errors", "progress", "config", "keys", "__init__")
+GROUND = ("types", "errors", "progress", "blocks", "config", "keys", "__init__")
 BUDGETS = {
     "core (search, training, loops, driver, runs, ground)": (
         ("search", "training", "loops", "driver", "runs", "ground"), 8500

@@ -143,6 +143,7 @@ def test_an_old_run_is_reported_as_before(method: str, tmp_path: Path) -> None:
     now = json.loads((run / "results.json").read_text())
     then = json.loads(lzma.decompress((OLD / f"{method}.results.json.xz").read_bytes()))
     own, before = flatten(now.pop("recipe")), flatten(then.pop("recipe"))
+    assert now.pop("best_round") in range(3), "a key of later versions"
     assert now == then
     added = own.keys() - before.keys()
     assert all(own[key] == known_keys()[key] for key in added), "keys of later versions stand at their default"
