@@ -17,6 +17,7 @@ from treepref.errors import StoreError
 from treepref.evaluation.scores import Solution, round_summary
 from treepref.report import html, numbers, plots, table
 from treepref.report.data import EventGroup, ReportData, group_events
+from treepref.report.grid import Cell, Grid, for_terminal
 from treepref.report.tree_view import MAX_TEXT, colour_of, tree_view
 from treepref.runs.results import Entry, EqualTokens, Results
 from treepref.types import Cost
@@ -370,6 +371,9 @@ def test_figure_json_cannot_end_its_script():
 
 
 def test_page_of_a_run_without_anything_says_so():
+    named = html.render_report(ReportData(recipe={"name": "r"}, run="my-run", results=Results(
+        recipe={}, seed=0, rounds=[], cost=Cost())))  # fmt: skip
+    assert "<h1>my-run</h1>" in named and "<title>my-run · treepref report</title>" in named
     text = html.render_report(ReportData(recipe={}, results=Results(recipe={}, seed=0, rounds=[], cost=Cost())))
     words = " ".join(Page(text).words)
     for line in (
@@ -432,3 +436,17 @@ def test_training_panels_leave_gaps_for_what_is_not_finite():
     assert list(panels[0][1].data[0].y) == [1.0, None, 0.5]
     assert len(panels[0][1].layout.shapes) == 1  # one line between the rounds
     assert plots.training_panels([]) == []
+
+
+@pytest.mark.parametrize("width", [110, 80, 60, 40])
+def test_a_terminals_table_cuts_no_number(width: int) -> None:
+    cells = [Cell("26.2/83.3", ["24.2–47.6", f"{n}22.9 tok"]) for n in range(5)]
+    rows = [[Cell("first"), *cells, Cell("+8.3", ["[−11.4, +18.0]"])]]
+    grid = Grid(["a run's name", *["tokens a problem"] * 5, "Δ greedy"], rows, "A title")
+    console = Console(file=io.StringIO(), width=width)
+    console.print(for_terminal(grid))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    for text in ("[−11.4,", "+18.0]", *(f"{n}22.9 tok" for n in range(5)), "first"):
+        assert text in shown
+    assert shown.count("26.2/83.3") == shown.count("24.2–47.6") == 5
+    assert width < 80 or all(len(line) <= width for line in shown.splitlines())

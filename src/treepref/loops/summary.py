@@ -57,6 +57,7 @@ def report(view: RunView, console: Console | None = None) -> Path | None:
     data = ReportData(
         recipe=plain(view.recipe),
         results=results,
+        run=view.folder.resolve().name,
         steps=training_steps(store),
         pair_stats=[{"round": r} | _pair_info(store, r) for r in _rounds(view)],
         trees=[tree for found in reversed(searches) for tree in found.drawn],

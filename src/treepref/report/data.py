@@ -17,6 +17,8 @@ class ReportData:
     recipe: Mapping[str, Any]
     """The recipe as run."""
     results: Results
+    run: str = ""
+    """The run's folder; its recipe's name where that is not said."""
     steps: Sequence[Mapping[str, Any]] = field(default_factory=list)
     """Optimizer steps in order: `round`, `step`, and the names in `plots.PANELS`. Others are ignored."""
     pair_stats: Sequence[Mapping[str, Any]] = field(default_factory=list)

@@ -99,6 +99,7 @@ def render_report(data: ReportData) -> str:
     return render_page(
         "report.html",
         recipe=data.recipe,
+        run=data.run,
         recipe_yaml=yaml.safe_dump(_plain(data.recipe), sort_keys=False, allow_unicode=True),
         results=results,
         rounds=rounds,
