@@ -18,7 +18,7 @@ from small_runs import METHODS, copy_model, treepref_command
 from treepref.config import RECIPES, BudgetConfig, Recipe
 from treepref.errors import ModelError
 from treepref.keys import foreign_keys, without
-from treepref.loops.estimate import estimate, measured_assumptions
+from treepref.loops.estimate import at_real_size, estimate, measured_assumptions
 from treepref.recipes import sizing
 from treepref.recipes.estimate import Assumptions, render
 from treepref.recipes.reading import load_recipe
@@ -435,3 +435,21 @@ def test_a_budget_covers_all_lives_and_names_the_key() -> None:
 
 def test_without_limits_nothing_stops() -> None:
     assert Budget(BudgetConfig()).check(Cost(generated_tokens=10**15, seconds=1e12), disk_bytes=10**18) is None
+
+
+def test_a_file_that_is_smaller_than_asked_for_is_counted_as_it_is(tmp_path) -> None:
+    rows = [{"question": f"{a} + 1 = ?", "answer": str(a + 1)} for a in range(58)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = load_recipe(
+        "svpo", [f"task.path={tmp_path / 'rows.jsonl'}", "task.kind=jsonl", "task.splits.eval=10"]
+    ).recipe
+    smaller, cut = at_real_size(recipe)
+    total = smaller.task.splits.train + smaller.task.splits.eval
+    assert total == 58 and cut is not None and "train has " in cut and " of 1,000" in cut
+    info, rates = ModelInfo(10**6, 10**3, 64, 1000, layers=2), Rates(1e12, 1e11, 1e-6)
+    whole, real = (estimate(r, model_info=info, rates=rates).expected for r in (recipe, smaller))
+    assert real.generated_tokens < 0.1 * whole.generated_tokens
+    drawn = load_recipe("quickstart").recipe
+    assert at_real_size(drawn) == (drawn, None)
+    missing = load_recipe("svpo", ["task.path=nowhere.jsonl", "task.kind=jsonl"]).recipe
+    assert at_real_size(missing) == (missing, None), "told elsewhere"

@@ -82,15 +82,18 @@ def estimate(recipe: RecipeArg, overrides: OverridesArg = None) -> None:
     from treepref.recipes.reading import load_recipe
 
     loaded = load_recipe(recipe, overrides or []).recipe
+    from treepref.loops.estimate import at_real_size, measured_assumptions
     from treepref.loops.estimate import estimate as estimate_recipe
-    from treepref.loops.estimate import measured_assumptions
     from treepref.recipes.estimate import render
     from treepref.recipes.sizing import measure_rates, model_info
 
+    loaded, cut = at_real_size(loaded)
     info = model_info(loaded.model.path, loaded.model.dtype)
     rates = measure_rates(loaded.model.device, loaded.model.dtype)
     result = estimate_recipe(loaded, model_info=info, rates=rates, assumptions=measured_assumptions(loaded))
     _console().print(render(loaded, result, info))
+    if cut:
+        print(f"! {cut}")
 
 
 @app.command()

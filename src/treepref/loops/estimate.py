@@ -47,7 +47,7 @@ from treepref.recipes.sizing import ModelInfo, Rates
 from treepref.search.beam import StepBeam
 from treepref.search.mcts import Mcts
 from treepref.search.sampling import Sampling, StepSampling
-from treepref.tasks.loading import load_splits
+from treepref.tasks.loading import load_splits, split_sizes
 from treepref.tasks.task import load_task
 from treepref.training.examples import Example
 from treepref.types import Choice, Cost
@@ -301,6 +301,21 @@ def _self_training(recipe: DpoStRecipe, assumed: Assumptions, price: Price, roun
         yield "dpo", preferred
     yield "labels", lambda bound: sampled(config.label_samples, 0.0, bound)
     yield "train", retrained
+
+
+def at_real_size(recipe: Recipe) -> tuple[Recipe, str | None]:
+    """The recipe with splits no larger than its files are, and what was cut; as it is where they cannot be read."""
+    asked = recipe.task.splits.model_dump()
+    try:
+        there = split_sizes(recipe.task, recipe.seed)
+    except TreeprefError:
+        return recipe, None
+    cut = [f"{name} has {there[name]:,} of {asked[name]:,}" for name in asked if there[name] < asked[name]]
+    if not cut:
+        return recipe, None
+    splits = recipe.task.splits.model_copy(update=there)
+    smaller = recipe.model_copy(update={"task": recipe.task.model_copy(update={"splits": splits})})
+    return smaller, f"counted with the problems that there are: {', '.join(cut)}"
 
 
 def measured_assumptions(recipe: Recipe, problems: int = 64) -> Assumptions:

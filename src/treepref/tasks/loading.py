@@ -92,6 +92,17 @@ def load_splits(cfg: TaskConfig, seed: int, *, exclude: Iterable[str] = (), trai
     return splits
 
 
+def split_sizes(cfg: TaskConfig, seed: int) -> dict[str, int]:
+    """How many problems each split holds at most: as many as asked for, or as the files have. No answer is checked.
+
+    Raises DataError and RecipeError as `load_splits` does.
+    """
+    if cfg.kind == "reasoning_gym":
+        return cfg.splits.model_dump()
+    found = _file_splits(cfg, seed, [p.text for p in _examples(cfg)], lambda problem: None)
+    return {name: len(getattr(found, name)) for name in cfg.splits.model_dump()}
+
+
 def question_key(text: str, task: str | None = None) -> str:
     """What makes two questions the same: the text, wherever case and blanks differ.
 
