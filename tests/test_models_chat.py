@@ -163,9 +163,10 @@ def test_examples_come_from_the_labelled_split_and_never_are_the_question_itself
 
 
 def test_examples_from_a_file_are_kept_with_the_run_and_are_no_problems(place: Path) -> None:
-    rows = [{"question": f"{a} + 1 = ?", "answer": str(a + 1)} for a in range(40)]
+    rows = [{"question": f"{a} + 1 = ?", "label": str(a + 1)} for a in range(40)]
     (place / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    shown_rows = [rows[0], {"question": "9 + 9 = ?", "answer": "18", "rationale": "9 + 9 = 18"}]
+    solved = {"question": "9 + 9 = ?", "answer": "18", "rationale": "9 + 9 = 18"}
+    shown_rows = [{"question": rows[0]["question"], "answer": "1"}, solved]
     (place / "shown.jsonl").write_text("".join(json.dumps(r) + "\n" for r in shown_rows))
     size = [
         "task.splits.train=10",
@@ -175,6 +176,7 @@ def test_examples_from_a_file_are_kept_with_the_run_and_are_no_problems(place: P
         "task.granularity=[1]",
     ]
     kind = ["task.kind=jsonl", f"task.path={place / 'rows.jsonl'}", "task.params={}", "task.prompt=null"]
+    kind += ["task.columns={answer: label}"]  # of the rows, not of the examples
     more = ["task.examples=2", f"task.examples_path={place / 'shown.jsonl'}", "pairs.min_problems=1"]
     with Session(place / "run", load_recipe("quickstart", [*size, *kind, *more])) as session:
         assert [p.text for p in session.problems("examples")] == ["0 + 1 = ?", "9 + 9 = ?"]

@@ -250,7 +250,13 @@ def _examples(cfg: TaskConfig) -> list[Problem]:
         return []
     drawn = cfg.kind in ("reasoning_gym", "verifiers")
     parse = parse_plain if drawn else _reader(cfg, cfg.path or HUB_IDS.get(cfg.kind, ""))[1]
-    found = read_items(cfg.examples_path, cfg.train_split, parse, "example", None, {} if drawn else cfg.columns)
+    named = {} if drawn else cfg.columns
+    try:
+        found = read_items(cfg.examples_path, cfg.train_split, parse, "example", None, named)
+    except DataError:
+        if not named:
+            raise
+        found = read_items(cfg.examples_path, cfg.train_split, parse, "example")  # its columns have our names
     if len(found.items) < cfg.examples:
         raise DataError(
             f"task.examples: {cfg.examples} examples are asked for, and {found.source} has {len(found.items)} usable "
