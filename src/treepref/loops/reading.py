@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
+from weakref import WeakKeyDictionary
 
 from treepref.evaluation.scores import Solution
 from treepref.loops.stored import stored_solutions
@@ -19,6 +20,8 @@ from treepref.search.base import solution_tokens
 from treepref.training.pairs import is_right
 from treepref.types import Node, Tree
 
+_texts: WeakKeyDictionary[RunView, Text] = WeakKeyDictionary()
+"""Of each view one, for it looks into the chat template."""
 READ_TREES = 256
 """Trees of a search whose solutions are read again; of larger ones the first by key."""
 
@@ -70,5 +73,6 @@ def attempts_of(view: RunView, tree: Tree, *, right_too: bool = False) -> Iterat
 
 def _text(view: RunView, node: Node) -> str:
     tokens = solution_tokens(node)
-    text = Text(view.recipe.task, view.task, lambda: view.tokenizer)
+    if (text := _texts.get(view)) is None:
+        text = _texts[view] = Text(view.recipe.task, view.task, lambda: view.tokenizer)
     return text.finished(tokens) if node.finish == "eos" else text.decode(tokens)
