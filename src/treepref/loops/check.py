@@ -27,7 +27,7 @@ from treepref.types import Completion, Problem, Request
 
 SOLUTIONS = 3
 """Problems that are solved."""
-TOKENS = 128
+TOKENS = 96
 """Longest solution here."""
 OWN_ANSWERS = 50
 """Problems whose own answer is put to the checker."""
