@@ -43,6 +43,7 @@ def test_no_step_ends_in_a_block(block: str, delimiter: str) -> None:
     ("text", "lines"),
     [
         ("```\nnever closed\n  x", ["```", "never closed", "x"]),
+        ("Use \\begin{align}.\n```\na\n  b\n```\nd", ["Use \\begin{align}.", "```\na\n  b\n```", "d"]),
         ("a ```b``` c\n  d", ["a ```b``` c", "d"]),
         ("```x = 1``` is code\nd", ["```x = 1``` is code", "d"]),
         (" Let $\\begin{pmatrix} 1 \\end{pmatrix}$. \n d", ["Let $\\begin{pmatrix} 1 \\end{pmatrix}$.", "d"]),

@@ -35,3 +35,5 @@ def test_models_between_are_removed_and_the_run_goes_on(tmp_path: Path, method: 
     gone = min(before - left)
     refused = treepref_command("eval", "run", "--round", gone[6], cwd=tmp_path)
     assert refused.returncode in (0, 2)
+    forked = treepref_command("fork", "run", "forked", "rounds=2", "-q", cwd=tmp_path)
+    assert forked.returncode == 0, f"a fork makes its own models: {forked.stderr}"

@@ -22,9 +22,9 @@ def step_end(text: str, delimiter: str) -> int | None:
 
     In a block that is never closed no step ends.
     """
-    place = 0
+    place, plain = 0, _is_plain(text)
     while (found := text.find(delimiter, place)) >= 0:
-        opening = _opening(text, place)
+        opening = None if plain else _opening(text, place)
         if opening is None or found <= opening.start():
             return found + len(delimiter)
         closed = _closed(text, opening)
@@ -51,18 +51,39 @@ def lines_and_blocks(text: str) -> list[str]:
     """
     found: list[str] = []
     rest = "\n".join(text.splitlines())
-    while (opening := _opening(rest, 0)) is not None and (end := _closed(rest, opening)) is not None:
+    if _is_plain(rest):
+        return _lines(rest)
+    while (block := _first_block(rest)) is not None:
+        opening, end = block
         while (more := _opening(rest, end)) is not None and "\n" not in rest[end : more.start()]:
             closed = _closed(rest, more)  # of another that opens on the line where the one before is closed
             if closed is None:
                 break
             end = closed
-        begin = rest.rfind("\n", 0, opening.start()) + 1
+        begin = rest.rfind("\n", 0, opening) + 1
         tail, _, after = rest[end:].partition("\n")
-        block = rest[begin:end] + tail.rstrip()
-        found += [*_lines(rest[:begin]), block if "\n" in block else block.strip()]
+        written = rest[begin:end] + tail.rstrip()
+        found += [*_lines(rest[:begin]), written if "\n" in written else written.strip()]
         rest = after
     return [*found, *_lines(rest)]
+
+
+def _first_block(text: str) -> tuple[int, int] | None:
+    """Where the first block begins and ends; an opening that is never closed is a line like others."""
+    place, open_for_ever = 0, set[str]()
+    while (opening := _opening(text, place)) is not None:
+        kind = opening["fence"] or opening.group()
+        closed = None if kind in open_for_ever else _closed(text, opening)
+        if closed is not None:
+            return opening.start(), closed
+        open_for_ever.add(kind)  # what is not closed from here on is not closed later either
+        place = opening.end()
+    return None
+
+
+def _is_plain(text: str) -> bool:
+    """Without any sign of a block: told at once, for most steps are."""
+    return not any(sign in text for sign in _SIGNS)
 
 
 def _lines(text: str) -> list[str]:
@@ -70,8 +91,6 @@ def _lines(text: str) -> list[str]:
 
 
 def _opening(text: str, start: int) -> re.Match[str] | None:
-    if not any(sign in text for sign in _SIGNS):
-        return None
     return _OPENING.search(text, start)
 
 

@@ -103,6 +103,7 @@ def _copy_database(source: Path, target: Path) -> None:
             new.execute("DELETE FROM meta WHERE key LIKE 'steps/round-%' AND key NOT LIKE 'steps/round-0/%'")
             new.execute("DELETE FROM meta WHERE key LIKE 'summary/%' AND key != 'summary/0'")
             new.execute("DELETE FROM meta WHERE key LIKE 'policy/round-%' AND key != 'policy/round-0'")
+            new.execute("DELETE FROM meta WHERE key = 'removed'")  # of models that the copy makes anew
             new.execute("DELETE FROM events WHERE stage LIKE 'round-%' AND stage NOT LIKE 'round-0/%'")
             new.execute(f"DELETE FROM events WHERE level = 'error' OR message LIKE '{STOPPED_BEFORE}%'")
         new.execute("VACUUM")

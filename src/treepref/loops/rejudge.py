@@ -1,6 +1,7 @@
 """Judges the stored solutions of a run anew, in a copy: the problems, the first search and round 0 with other verdicts.
 
-Nothing is sampled again. What follows from verdicts (pairs, training, later rounds) is then made anew in the copy.
+Nothing is sampled again. What follows from verdicts (pairs, training, later rounds) is then made anew in the copy; the
+values that guided the first search stay those that it had, fitted to the verdicts of then.
 """
 
 from __future__ import annotations
