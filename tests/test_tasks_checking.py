@@ -232,19 +232,24 @@ def test_a_checker_may_give_numbers(tmp_path, monkeypatch):
         "import numpy\n"
         "def score(text, problem):\n"
         "    return {'np': numpy.float32(0.75), 'int': 2, 'true': numpy.bool_(True), 'inf': float('inf'),"
-        " 'nan': float('nan'), 'text': '1'}.get(text, len(problem.meta['tests']) / 4 if text == 'row' else -3)\n"
+        " 'nan': float('nan'), 'text': '1', 'huge': 10**400}"
+        ".get(text, len(problem.meta['tests']) / 4 if text == 'row' else -3)\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     problem = Problem("p", "?", "5", None, {"tests": ["a", "b"]})
     task = load_task(TaskConfig(kind="jsonl", checker="numbers_of_mine:score", pass_score=0.75))
     with task.checker() as checker:
-        found = {t: checker.check(t, problem) for t in ("np", "int", "true", "row", "none", "inf", "nan", "text")}
+        found = {
+            t: checker.check(t, problem) for t in ("np", "int", "true", "row", "none", "inf", "nan", "text", "huge")
+        }
     assert [t for t, verdict in found.items() if verdict.correct] == ["np", "int", "true"]
     assert {t: round(v.score, 3) for t, v in found.items() if not v.error} == {
         "np": 1.0, "int": 1.0, "true": 1.0, "row": 0.667, "none": 0.0
     }  # fmt: skip
-    assert all("no number to compare" in found[t].error for t in ("inf", "nan")) and "str" in found["text"].error
+    assert (
+        all("no number to compare" in found[t].error for t in ("inf", "nan", "huge")) and "str" in found["text"].error
+    )
 
 
 def test_a_checker_that_cannot_be_imported_is_named(own_module):

@@ -83,7 +83,7 @@ def test_evaluation_is_divided_off_where_there_is_none(place: Path) -> None:
     ("name", "params", "told"),
     [
         ("no_such_environment", {}, "cannot import 'no_such_environment'"),
-        ("json", {}, r"has no load_environment\(\)"),
+        ("json", {}, "has no 'load_environment'"),
         ("sums_environment", {"turns": 5}, "several turns"),
         ("sums_environment", {"functions": False}, "no reward functions"),
         ("sums_environment", {"broken": True}, "ValueError: no such level"),

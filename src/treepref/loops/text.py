@@ -29,12 +29,6 @@ def find_tokenizer(store: Store, recipe: Recipe) -> PreTrainedTokenizerBase:
     return load_tokenizer(path, revision=commit)
 
 
-def prompt_form(config: TaskConfig, today: date | None = None, system: str | None = None) -> PromptForm:
-    """How a recipe's prompts are written. `today`: the day that the run began; `system`: the task's own message."""
-    system = (config.system if config.system is not None else system) if config.chat else None
-    return PromptForm(config.chat, system, config.chat_template_kwargs, today)
-
-
 def begun_on(store: Store) -> date | None:
     """The day that a run began; None where an older version began it."""
     known = store.meta("date")
@@ -60,7 +54,8 @@ class Text:
         `today`: the date for chat templates that write it. `system`: the task's message where the recipe has none.
         """
         self._config, self._task, self._load, self._shown = config, task, load, shown
-        self.form = prompt_form(config, today, system)
+        system = (system if config.system is None else config.system) if config.chat else None
+        self.form = PromptForm(config.chat, system, config.chat_template_kwargs, today)
         self._tool: Tool | None = None
 
     @cached_property

@@ -174,16 +174,6 @@ def lock_holder(folder: Path) -> str | None:
     return None
 
 
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except PermissionError:  # somebody else's
-        return True
-    except (ProcessLookupError, OverflowError):
-        return False
-    return True
-
-
 def _forget_locks_in_child() -> None:
     # A forked worker shares the lock; if it outlived a killed parent, it would keep the run locked.
     for lock in list(_held_locks):
@@ -274,4 +264,12 @@ def sweep_scratch(folder: Path) -> None:
 
 def _being_written(name: str) -> bool:
     found = re.fullmatch(r"report-(\d+)", name)
-    return found is not None and int(found[1]) != os.getpid() and alive(int(found[1]))
+    if found is None or int(found[1]) == os.getpid():
+        return False
+    try:
+        os.kill(int(found[1]), 0)
+    except PermissionError:  # somebody else's
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True

@@ -8,11 +8,8 @@ serves as well. Rewards run where users' checkers do, in a process of their own.
 from __future__ import annotations
 
 import asyncio
-import importlib
 import inspect
 import json
-import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -20,6 +17,7 @@ from typing import Any
 from treepref.errors import DataError, RecipeError
 from treepref.tasks.files import BadRow, Item, Items
 from treepref.types import Problem
+from treepref.workers.functions import load_function
 
 REWARD = "treepref.tasks.environments:reward"
 """The checker of such a task."""
@@ -28,15 +26,7 @@ _KEY = "environment"
 
 def load_environment(name: str, params: Mapping[str, Any]) -> Any:
     """The environment of a module. Raises RecipeError where there is none, or it is of several turns."""
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        module = importlib.import_module(name)
-    except Exception as error:  # a user's module may fail in any way while it is imported
-        raise RecipeError(f"task.name: cannot import {name!r}: {type(error).__name__}: {error}") from error
-    make = getattr(module, "load_environment", None)
-    if not callable(make):
-        raise RecipeError(f"task.name: module {name!r} has no load_environment()")
+    make = load_function(f"{name}:load_environment", "task.name")
     try:
         environment = make(**params)
     except Exception as error:

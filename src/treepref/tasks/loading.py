@@ -85,7 +85,6 @@ def load_splits(cfg: TaskConfig, seed: int, *, exclude: Iterable[str] = (), trai
         else:
             splits = _file_splits(cfg, seed, exclude, checker.accepts_gold)
     splits.examples = examples
-    splits.system = system_message(load_environment(cfg.name, cfg.params)) if cfg.kind == "verifiers" else None
     splits.eval = _without_rationales(splits.eval)
     if not train_rationales:
         splits.train = _without_rationales(splits.train)
@@ -189,9 +188,8 @@ def _without_rationales(problems: list[Problem]) -> list[Problem]:
 
 def _file_splits(cfg: TaskConfig, seed: int, exclude: Iterable[str], gold_check: GoldCheck) -> Splits:
     excluded = {question_key(text) for text in exclude}
-    found = _of_environment(cfg) if cfg.kind == "verifiers" else _of_files(cfg)
-    source, held_out = (part and _without_repeats(part, excluded) for part in found)
-    assert source is not None
+    source, held_out, system = _of_environment(cfg) if cfg.kind == "verifiers" else (*_of_files(cfg), None)
+    source = _without_repeats(source, excluded)
     notes = list(source.skipped)
     asked = cfg.splits
     pool = _ordered(source.items, seed, "train")
@@ -203,6 +201,7 @@ def _file_splits(cfg: TaskConfig, seed: int, exclude: Iterable[str], gold_check:
         evaluation = _take(carved, asked.eval, "eval", source.source, gold_check, notes, at_most=size)
         pool = _others(pool, evaluation)
     else:
+        held_out = _without_repeats(held_out, excluded)
         notes += held_out.skipped
         _refuse_overlap(source, held_out)
         ordered = _ordered(held_out.items, seed, "eval")
@@ -217,7 +216,7 @@ def _file_splits(cfg: TaskConfig, seed: int, exclude: Iterable[str], gold_check:
         if not problems:
             raise DataError(f"{source.source}: no usable problem is left for {name}; ask for fewer in task.splits")
     notes = list(dict.fromkeys(notes))  # a row that was tried for two splits is named once
-    return Splits(labelled, train, evaluation, skipped=notes)
+    return Splits(labelled, train, evaluation, system=system, skipped=notes)
 
 
 def _of_files(cfg: TaskConfig) -> tuple[Items, Items | None]:
@@ -238,10 +237,12 @@ def _of_files(cfg: TaskConfig) -> tuple[Items, Items | None]:
     return source, read(cfg.eval_path or path, cfg.eval_split)
 
 
-def _of_environment(cfg: TaskConfig) -> tuple[Items, Items | None]:
+def _of_environment(cfg: TaskConfig) -> tuple[Items, Items | None, str | None]:
+    """The same of an environment, and its system message."""
     environment = load_environment(cfg.name, cfg.params)
     source = items_of(environment, cfg.name, cfg.params, "train")
-    return source, items_of(environment, cfg.name, cfg.params, "eval") if has_held_out(environment) else None
+    held_out = items_of(environment, cfg.name, cfg.params, "eval") if has_held_out(environment) else None
+    return source, held_out, system_message(environment)
 
 
 def _examples(cfg: TaskConfig) -> list[Problem]:

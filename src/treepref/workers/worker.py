@@ -53,7 +53,11 @@ def _answer(function: Any, text: str, problem: Problem) -> dict[str, Any]:
         return {"score": 0.0, "error": failure(error)}
     if not re.fullmatch(r"bool_?|int\d*|float\d*", type(result).__name__):  # numpy's too
         return {"score": 0.0, "error": f"the checker returned {type(result).__name__}, not True, False or a number"}
-    if not math.isfinite(score := float(result)):
+    try:
+        score = float(result)
+    except OverflowError:
+        score = math.inf
+    if not math.isfinite(score):
         return {"score": 0.0, "error": f"the checker returned {score}, which is no number to compare"}
     return {"score": score, "error": None}
 
