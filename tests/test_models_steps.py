@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from test_models_text import TOKENIZERS, byte_level, tiny, unigram
+from treepref import blocks
 from treepref.errors import ModelError
 from treepref.models.steps import SampleEnd, StepEnd, split_steps, step_end
 from treepref.models.text import encode_solution
@@ -20,7 +21,7 @@ DELIMITERS = ["\n", "\n\n", " ;", "é", ". ", "é\n"]
 def first_end(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int], delimiter: str) -> int | None:
     for k in range(1, len(ids) + 1):
         text = tokenizer.decode(ids[:k], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        if delimiter in text:
+        if blocks.step_end(text, delimiter) is not None:
             return k
     return None
 

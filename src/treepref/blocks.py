@@ -1,7 +1,7 @@
 r"""Blocks in a text that no step ends inside: fenced code, LaTeX environments, Asymptote drawings.
 
-A fence is a line of three or more backticks or tildes; it is closed by a line of as many (CommonMark 0.31, section
-4.5). `\begin{align*}` is closed by its own `\end{align*}`, and `[asy]` by `[/asy]`. Knows nothing but text.
+A fence is a whole line of three or more backticks or tildes; it is closed by a line of as many (CommonMark 0.31,
+section 4.5). `\begin{align*}` is closed by its own `\end{align*}`, and `[asy]` by `[/asy]`. Knows nothing but text.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 _OPENING = re.compile(
-    r"^[ \t]*(?P<fence>`{3,}(?=[^`\n]*(?:\n|\Z))|~{3,})[^\n]*"
+    r"^[ \t]*(?P<fence>`{3,}(?=[^`\n]*\n)|~{3,}(?=[^\n]*\n))[^\n]*"
     r"|\\begin\{(?P<environment>[A-Za-z]+\*?)\}|(?P<drawing>\[asy\])",
     re.MULTILINE,
 )
