@@ -17,6 +17,7 @@ from treepref.evaluation.scores import Solution
 from treepref.loops.compare import compare, read_run
 from treepref.recipes.reading import load_recipe
 from treepref.report.compare import comparison_markdown, render_comparison
+from treepref.report.html import PLOTLY
 from treepref.runs.results import Comparison, plain
 from treepref.runs.store import Store
 from treepref.types import Cost, Problem
@@ -167,7 +168,7 @@ def test_command_line(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli.app, ["compare", str(a), str(b), "--out", str(tmp_path / "out"), "--markdown"])
     assert result.exit_code == 0, result.output
     assert "| b | 1 | 1500 | 75.0" in result.output
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["compare.html", "compare.json"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["compare.html", "compare.json", PLOTLY]
 
 
 def test_a_narrow_terminal_keeps_every_number_whole(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from treepref.errors import BudgetError, RecipeError, StoreError, TooFewPairs
 from treepref.loops.run import run as run_recipe
 from treepref.models.policy import BUILTIN
 from treepref.recipes.reading import load_recipe
+from treepref.report.html import PLOTLY
 from treepref.runs.store import Store
 from treepref.training.checkpoints import Checkpoint, save_checkpoint
 
@@ -73,9 +74,10 @@ def test_the_round_folder_loads_in_plain_transformers(finished: Path) -> None:
     assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), base.parameters(), strict=True))
 
 
-def test_the_report_draws_trees_and_stands_alone(finished: Path) -> None:
+def test_the_report_draws_trees_and_loads_only_what_lies_beside_it(finished: Path) -> None:
     page = (finished / "report.html").read_text()
-    assert "State the final answer" in page and "<script src=" not in page
+    assert "State the final answer" in page
+    assert page.count(" src=") == 1 and f'<script src="{PLOTLY}">' in page and (finished / PLOTLY).is_file()
 
 
 def test_running_again_does_nothing_again(finished: Path) -> None:

@@ -30,7 +30,13 @@ def interleaved(weight: np.ndarray) -> np.ndarray:
     return weight.reshape(HEADS, 2, HIDDEN // HEADS // 2, HIDDEN).swapaxes(1, 2).reshape(HIDDEN, HIDDEN)
 
 
-def write_gguf(path: Path, model: LlamaForCausalLM, architecture: str = "llama") -> Path:
+def write_gguf(
+    path: Path,
+    model: LlamaForCausalLM,
+    architecture: str = "llama",
+    pre: str | None = "smollm",
+    bos: bool | None = None,
+) -> Path:
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(64)
     writer.add_embedding_length(HIDDEN)
@@ -45,7 +51,10 @@ def write_gguf(path: Path, model: LlamaForCausalLM, architecture: str = "llama")
     backend = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     tokens = sorted(backend["vocab"], key=backend["vocab"].get)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
+    if pre is not None:
+        writer.add_tokenizer_pre(pre)
+    if bos is not None:
+        writer.add_add_bos_token(bos)
     writer.add_token_list(tokens)
     writer.add_token_types([3 if t in tokenizer.all_special_tokens else 1 for t in tokens])
     writer.add_token_merges([" ".join(m) for m in backend["merges"]])
@@ -104,6 +113,39 @@ def test_digits_stand_alone_as_the_file_says(file: Path, tmp_path: Path) -> None
     tokenizer = load_policy(import_gguf(file, tmp_path / "out")).tokenizer
     pieces = [p for p, _ in tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("a  12")]
     assert pieces == ["a", "ĠĠ", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("pre", "bos", "first", "pieces"),
+    [
+        ("smollm", None, False, ["a", "ĠĠ", "1", "2", "3", "4"]),
+        ("smollm", True, True, ["a", "ĠĠ", "1", "2", "3", "4"]),
+        ("gpt-2", None, False, ["a", "Ġ", "Ġ1234"]),
+        ("llama-bpe", None, True, ["a", "Ġ", "Ġ", "123", "4"]),
+        ("llama-bpe", False, False, ["a", "Ġ", "Ġ", "123", "4"]),
+        ("qwen2", None, False, ["a", "Ġ", "Ġ", "1", "2", "3", "4"]),
+    ],
+)
+def test_texts_are_cut_as_llama_cpp_does(
+    model: LlamaForCausalLM, tmp_path: Path, pre: str, bos: bool | None, first: bool, pieces: list[str]
+) -> None:
+    said: list[str] = []
+    out = import_gguf(write_gguf(tmp_path / "m.gguf", model, pre=pre, bos=bos), tmp_path / "out", tell=said.append)
+    tokenizer = load_policy(out).tokenizer
+    assert not said
+    assert [p for p, _ in tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("a  1234")] == pieces
+    assert (encode_prompt(tokenizer, "ab", chat=False)[0] == tokenizer.bos_token_id) == first
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    assert state["model"]["ignore_merges"] == (pre == "llama-bpe")
+
+
+@pytest.mark.parametrize(("pre", "words"), [("made-up", "'made-up', which is not known"), (None, "names no")])
+def test_an_unknown_way_to_cut_texts_is_told(
+    model: LlamaForCausalLM, tmp_path: Path, pre: str | None, words: str
+) -> None:
+    said: list[str] = []
+    import_gguf(write_gguf(tmp_path / "m.gguf", model, pre=pre), tmp_path / "out", tell=said.append)
+    assert len(said) == 1 and words in said[0]
 
 
 def test_half_precision_out(file: Path, tmp_path: Path) -> None:

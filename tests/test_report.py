@@ -305,13 +305,13 @@ def page_text():
     return html.render_report(synthetic_report())
 
 
-def test_page_is_self_contained(page_text):
+def test_page_loads_nothing_but_the_library_beside_it(page_text):
     page = Page(page_text)
     loaded = [a for a in page.attributes if a[1] in ("src", "href", "action", "data", "poster")]
-    assert loaded == [("link", "href", "data:,")]
+    assert loaded == [("link", "href", "data:,"), ("script", "src", html.PLOTLY)]
     own_style = next(text for _, text in page.scripts if ":root" in text)
     assert "@import" not in own_style and "url(" not in own_style
-    assert page_text.count("Plotly.react(place") == 1 and len(page_text) > 3_000_000  # plotly.js is inside, once
+    assert page_text.count("Plotly.react(place") == 1 and len(page_text) < 1_000_000
     assert "prefers-color-scheme: dark" in own_style
 
 
@@ -406,7 +406,12 @@ def test_long_steps_and_very_large_trees_stay_readable():
 
 def test_report_is_written_whole_or_not_at_all(tmp_path):
     path = html.write_report(synthetic_report(trees=[]), tmp_path / "report.html")
-    assert path.read_text().rstrip().endswith("</html>") and list(tmp_path.iterdir()) == [path]
+    library = tmp_path / html.PLOTLY
+    assert path.read_text().rstrip().endswith("</html>") and set(tmp_path.iterdir()) == {path, library}
+    assert "Plotly" in library.read_text() and library.stat().st_size > 3_000_000
+    library.write_text("cut")
+    html.write_report(synthetic_report(trees=[]), tmp_path / "second.html")
+    assert library.stat().st_size > 3_000_000  # once a folder, whole
     with pytest.raises(StoreError, match="cannot write the report"):
         html.write_report(synthetic_report(trees=[]), tmp_path / "absent" / "report.html")
 

@@ -283,7 +283,7 @@ def export(
     written, warning = export_run(run_dir, file, round=round)
     print(f"{written.pairs:,} pairs written to {file}")
     if warning:
-        print(f"warning: {warning}", file=sys.stderr)
+        _warn(warning)
 
 
 @app.command("import-gguf")
@@ -295,7 +295,7 @@ def import_gguf(
     """Make a Hugging Face model folder of a GGUF file."""
     from treepref.models.gguf import import_gguf
 
-    print(f"model folder written to {import_gguf(file, out, dtype=dtype)}")
+    print(f"model folder written to {import_gguf(file, out, dtype=dtype, tell=_warn)}")
 
 
 @app.command()
@@ -319,6 +319,10 @@ def _stage(run_dir: Path, stage: str, round: int | None, quiet: bool) -> None:
     from treepref.loops.run import run_stage
 
     run_stage(run_dir, stage, round)
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
 
 
 def _refuse_missing(run_dir: Path) -> None:

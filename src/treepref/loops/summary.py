@@ -20,7 +20,7 @@ from treepref.loops.stored import best_round, stored_summary
 from treepref.loops.unchecked import failure_counts
 from treepref.loops.values import FIRST
 from treepref.report.data import EventGroup, ReportData, TitledOutcomes
-from treepref.report.html import write_report
+from treepref.report.html import PLOTLY, write_report
 from treepref.report.table import print_results
 from treepref.runs.results import (
     Results,
@@ -67,7 +67,9 @@ def report(view: RunView, console: Console | None = None) -> Path | None:
         readings=readings,
     )
     with report_scratch(view.folder) as scratch:
-        path = land_file(write_report(data, scratch / "report.html"), view.folder / "report.html")
+        made = write_report(data, scratch / "report.html")
+        land_file(scratch / PLOTLY, view.folder / PLOTLY)
+        path = land_file(made, view.folder / "report.html")
     console = console or Console()
     print_results(
         results,

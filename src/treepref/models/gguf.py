@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import warnings
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import Regex, Tokenizer, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from treepref.errors import ModelError
@@ -20,17 +22,30 @@ from treepref.models.folder import landing, needs_own_code, refuse_foreign
 from treepref.models.hidden import embedding_rows
 from treepref.models.quiet import quiet
 
-_DIGIT_SPLITTERS = frozenset({"smollm", "starcoder", "refact", "command-r"})
-"""Values of `tokenizer.ggml.pre` whose pre-tokenizer sets every digit apart before the GPT-2 rule, as in llama.cpp."""
+_GPT2 = frozenset({"gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion"})
+_DIGITS = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"})
+"""Every digit stands alone before the GPT-2 rule."""
+_LLAMA3 = frozenset({"llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"})
+"""Digits by threes; a word of the vocabulary is one token whatever the merges say; a prompt begins with BOS."""
+_THREES = _LLAMA3 | {"dbrx", "smaug-bpe"}
+_QWEN2 = frozenset({"qwen2", "deepseek-r1-qwen", "stablelm2"})
+_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{DIGITS}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""What `tokenizer.ggml.pre` means to llama.cpp (src/llama-vocab.cpp), by the names it has in files."""
 
 
-def import_gguf(file: str | Path, out: str | Path, *, dtype: str = "float32") -> Path:
+def import_gguf(
+    file: str | Path, out: str | Path, *, dtype: str = "float32", tell: Callable[[str], object] = warnings.warn
+) -> Path:
     """Expand a GGUF model into the Hugging Face folder `out` (safetensors, tokenizer, chat template) and return it.
 
     Weights become `dtype` ("float32", "bfloat16" or "float16"); the quantisation config is dropped, so the folder loads
-    as any other model. A forward pass must be finite before the folder lands. Raises ModelError: not a GGUF file, the
-    `gguf` package is missing, an architecture that transformers cannot import, non-finite logits; StoreError: `out`
-    cannot be written, or holds what treepref did not put there.
+    as any other model. A forward pass must be finite before the folder lands. `tell` is given a sentence where the
+    file's way to cut texts into tokens is not known here, so that token numbers may differ from llama.cpp's. Raises
+    ModelError: not a GGUF file, the `gguf` package is missing, an architecture that transformers cannot import,
+    non-finite logits; StoreError: `out` cannot be written, or holds what treepref did not put there.
     """
     file, out = Path(file).expanduser().absolute(), Path(out).expanduser().absolute()
     _check_gguf(file)
@@ -51,7 +66,7 @@ def import_gguf(file: str | Path, out: str | Path, *, dtype: str = "float32") ->
             "not supported: take the model's Hugging Face folder instead, or another quantisation of it"
         ) from error
     tokenizer = _without_invented_tokens(tokenizer, rows=embedding_rows(model))
-    _restore_digit_splitting(tokenizer, file)
+    tokenizer = _as_llama_cpp_has_it(tokenizer, file, tell)
     drop_quantization(model)
     _check_finite(model, tokenizer, file)
     vars(model.config).pop("_model_name_or_path", None)
@@ -103,15 +118,57 @@ def _metadata(file: Path, key: str) -> Any:
     return None if field is None else field.contents()
 
 
-def _restore_digit_splitting(tokenizer: Any, file: Path) -> None:
-    """Transformers builds every GPT-2 style tokenizer with the GPT-2 rule alone: put the digit rule before it.
+def _as_llama_cpp_has_it(tokenizer: Any, file: Path, tell: Callable[[str], object]) -> Any:
+    """The tokenizer with llama.cpp's rules for the file's kind: where texts are cut first, merges, BOS.
 
-    Without it the spaces before a number are cut up otherwise than in the model's training.
+    Transformers gives every GPT-2 style tokenizer the GPT-2 rule alone, and BOS only where the file spells it out.
     """
-    if _metadata(file, "tokenizer.ggml.pre") in _DIGIT_SPLITTERS:
-        backend = tokenizer.backend_tokenizer
+    kind, pre = _metadata(file, "tokenizer.ggml.model"), _metadata(file, "tokenizer.ggml.pre")
+    if kind == "gpt2":
+        _cut_first(tokenizer.backend_tokenizer, pre, file, tell)
+        if pre in _LLAMA3:
+            tokenizer = _rebuilt(tokenizer, _with_whole_words(tokenizer))
+    wanted = _metadata(file, "tokenizer.ggml.add_bos_token")
+    if wanted is None:
+        wanted = kind == "llama" or pre in _LLAMA3
+    return _with_bos(tokenizer, bool(wanted))
+
+
+def _cut_first(backend: Tokenizer, pre: str | None, file: Path, tell: Callable[[str], object]) -> None:
+    if pre in _DIGITS:
         digits = pre_tokenizers.Digits(individual_digits=True)
-        backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
+        backend.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    elif pre in _THREES | _QWEN2:
+        split = Regex(_SPLIT.replace("{DIGITS}", "{1,3}" if pre in _THREES else ""))
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Split(split, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        )
+    elif pre not in _GPT2:
+        said = "names no pre-tokenizer" if pre is None else f"names the pre-tokenizer {pre!r}, which is not known here"
+        tell(
+            f"{file} {said}: texts are cut as the import of transformers does, and some tokens may differ from those "
+            "that the model was trained on. Where there is one, take the model's Hugging Face folder instead"
+        )
+
+
+def _with_whole_words(tokenizer: Any) -> dict[str, Any]:
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["model"]["ignore_merges"] = True
+    return state
+
+
+def _with_bos(tokenizer: Any, wanted: bool) -> Any:
+    """The tokenizer that sets BOS before a text, or does not."""
+    bos = tokenizer.bos_token_id
+    if bos is None or (tokenizer("a")["input_ids"][:1] == [bos]) == wanted:
+        return tokenizer
+    tokenizer = _rebuilt(tokenizer, json.loads(tokenizer.backend_tokenizer.to_str()))
+    name = str(tokenizer.bos_token)
+    first = f"{name} " if wanted else ""
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{first}$A", pair=f"{first}$A $B", special_tokens=[(name, bos)] if wanted else []
+    )
+    return tokenizer
 
 
 def _without_invented_tokens(tokenizer: Any, rows: int) -> Any:
@@ -121,12 +178,17 @@ def _without_invented_tokens(tokenizer: Any, rows: int) -> Any:
     if not invented:
         return tokenizer
     state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] < rows]
+    return _rebuilt(tokenizer, state, invented)
+
+
+def _rebuilt(tokenizer: Any, state: dict[str, Any], without: Collection[str] = ()) -> PreTrainedTokenizerFast:
+    """A tokenizer of `state`, a tokenizer.json, with the special tokens of `tokenizer` but those of `without`."""
     kept = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(state)),
         chat_template=tokenizer.chat_template,
         clean_up_tokenization_spaces=False,
-        **{name: token for name, token in kept.items() if token not in invented},
+        **{name: token for name, token in kept.items() if token not in without},
     )
 
 

@@ -1,7 +1,7 @@
-"""`report.html`: one self-contained file that opens offline. Turns `ReportData` into what `report.html` lays out.
+"""`report.html`: a page that opens offline, its plotting library beside it. Turns `ReportData` into what it lays out.
 
-Model-written text reaches the page through Jinja2's autoescape alone; the only markup passed as such is plotly.js and
-JSON in which every `<` is escaped.
+Model-written text reaches the page through Jinja2's autoescape alone; the only markup passed as such is JSON in which
+every `<` is escaped.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
+from plotly.offline import get_plotlyjs, get_plotlyjs_version
 
 from treepref.errors import StoreError
 from treepref.report import numbers, plots, tables
@@ -27,6 +27,8 @@ from treepref.runs.landing import new_file
 from treepref.runs.results import Difference, Results, RoundResult
 
 MAX_TREES = 10
+PLOTLY = f"plotly-{get_plotlyjs_version()}.min.js"
+"""The plotting library as it lies beside the pages of a folder: 5 MB, once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +59,22 @@ class Plot:
 
 
 def write_report(data: ReportData, path: str | Path) -> Path:
-    """Write the report; it appears whole or not at all. Raises StoreError where the file cannot be written."""
+    """Write the report, and beside it what it plots with; each appears whole or not at all.
+
+    Raises StoreError where a file cannot be written.
+    """
     return write_page(render_report(data), Path(path))
 
 
 def write_page(text: str, path: Path) -> Path:
-    """Write a page; it appears whole or not at all. Raises StoreError where the file cannot be written."""
+    """Write a page, and beside it what it plots with; each appears whole or not at all.
+
+    Raises StoreError where a file cannot be written.
+    """
     try:
         with new_file(path) as part:
             part.write_text(text, encoding="utf-8")
+        _put_library(path.parent)
     except OSError as error:
         raise StoreError(
             f"cannot write the report to {path}: {error.strerror or error}. Free space or give --out"
@@ -73,8 +82,16 @@ def write_page(text: str, path: Path) -> Path:
     return path
 
 
+def _put_library(folder: Path) -> None:
+    """Put plotly.js into a folder of pages, where it is not there yet, or not whole. Raises OSError."""
+    code, place = get_plotlyjs().encode(), folder / PLOTLY
+    if not place.is_file() or place.stat().st_size != len(code):
+        with new_file(place) as part:
+            part.write_bytes(code)
+
+
 def render_page(template: str, **values: Any) -> str:
-    """A template of this folder as text, with plotly.js inside and everything else escaped."""
+    """A template of this folder as text, everything escaped; it loads plotly.js from its own folder."""
     environment = Environment(
         loader=PackageLoader("treepref.report", "."),
         autoescape=True,
@@ -88,7 +105,7 @@ def render_page(template: str, **values: Any) -> str:
         "reading": summary_line,
         "colour": lambda q: colour_of(q) or "transparent",
     }
-    return environment.get_template(template).render(plotly_js=Markup(get_plotlyjs()), **values)
+    return environment.get_template(template).render(plotly=PLOTLY, **values)
 
 
 def render_report(data: ReportData) -> str:
