@@ -101,6 +101,7 @@ CHANGED: dict[str, tuple[str, list[str]]] = {
     "search.max_step_tokens": ("5", []),
     "search.trees_in_flight": ("1", []),
     "search.leaves_in_flight": ("2", []),
+    "search.score": ("mychecks:fewest", []),
     "search.evaluate": ("rollout", []),
     "search.length_power": ("-4.0", ["search.simulations=12"]),
     "search.self_evaluation": (ASKED[0].partition("=")[2], []),
@@ -245,7 +246,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "folder" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
     (folder / "mychecks.py").write_text(
         "def check(text, problem):\n    return '1' in text or problem.answer in text\n\n"
-        "def share(text, problem):\n    return 0.5 if '1' in text else 0\n"
+        "def share(text, problem):\n    return 0.5 if '1' in text else 0\n\n"
+        "def fewest(parent, child, c):\n    return -child.visits\n"
     )
     copy_model(folder / "model")
     (folder / "model" / "chat_template.jinja").write_text(

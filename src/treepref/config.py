@@ -170,6 +170,8 @@ class MctsConfig(SearchConfig, frozen=True):
 
     leaves_in_flight: int = Field(default=1, ge=1, le=10_000)
     """Leaves of one tree that may be expanded at once (virtual loss above 1)."""
+    score: Literal["puct"] | FunctionName = "puct"
+    """By what a child is selected: AlphaMath's PUCT, or a user's own function."""
     evaluate: Literal["value", "rollout"] = "value"
     """How an unfinished leaf is scored: the value head's V (0 while there is none), or one sampled continuation."""
 

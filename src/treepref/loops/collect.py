@@ -15,6 +15,7 @@ from treepref.driver import Job
 from treepref.errors import RecipeError, TooFewPairs
 from treepref.loops.grow import grow, search_limits, tree_job
 from treepref.loops.reading import search_reading
+from treepref.loops.scores import score_of
 from treepref.loops.session import Session
 from treepref.loops.values import FIRST
 from treepref.models.steps import split_steps
@@ -44,7 +45,8 @@ def mcts_of(recipe: SvpoRecipe, limits: Limits, join: Join | None = None) -> Mct
     config = recipe.search
     return Mcts(
         simulations=config.simulations, children=config.children, root_children=config.root_children, c=config.c,
-        leaves_in_flight=config.leaves_in_flight, evaluate=config.evaluate, join=join, seed=recipe.seed, limits=limits,
+        leaves_in_flight=config.leaves_in_flight, evaluate=config.evaluate, score=score_of(config.score), join=join,
+        seed=recipe.seed, limits=limits,
     )  # fmt: skip
 
 

@@ -18,12 +18,13 @@ from typing import TypeVar
 
 import torch
 
-from treepref.config import Recipe
+from treepref.config import Recipe, SvpoRecipe
 from treepref.driver import DriveReport
 from treepref.errors import BudgetError, DataError, EngineError, StoreError
 from treepref.keys import plain
 from treepref.loops.answers import Answers
 from treepref.loops.policies import Policies, begun
+from treepref.loops.scores import score_of
 from treepref.loops.serving import Serving
 from treepref.loops.text import Text, begun_on, find_tokenizer
 from treepref.progress import set_log
@@ -182,6 +183,8 @@ class Session:
         if not self.store.stage_done(stage):  # before the stage spends anything
             self.answers.try_own()
             objective_of(self.recipe.train.objective)
+            if isinstance(self.recipe, SvpoRecipe):
+                score_of(self.recipe.search.score)
             for problem in islice(self.problems("train"), 1):
                 self.text.encode(problem.question)
         if not self.store.start_stage(stage).done:
