@@ -135,15 +135,17 @@ def _as_llama_cpp_has_it(tokenizer: Any, file: Path, tell: Callable[[str], objec
 
 
 def _cut_first(backend: Tokenizer, pre: str | None, file: Path, tell: Callable[[str], object]) -> None:
-    if pre in _DIGITS:
-        digits = pre_tokenizers.Digits(individual_digits=True)
-        backend.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if pre in _GPT2:
+        backend.pre_tokenizer = gpt2
+    elif pre in _DIGITS:
+        backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), gpt2])
     elif pre in _THREES | _QWEN2:
         split = Regex(_SPLIT.replace("{DIGITS}", "{1,3}" if pre in _THREES else ""))
         backend.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Split(split, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
         )
-    elif pre not in _GPT2:
+    else:
         said = "names no pre-tokenizer" if pre is None else f"names the pre-tokenizer {pre!r}, which is not known here"
         tell(
             f"{file} {said}: texts are cut as the import of transformers does, and some tokens may differ from those "

@@ -83,9 +83,9 @@ def write_page(text: str, path: Path) -> Path:
 
 
 def _put_library(folder: Path) -> None:
-    """Put plotly.js into a folder of pages, where it is not there yet, or not whole. Raises OSError."""
+    """Put plotly.js into a folder of pages, where it is not there yet, or another. Raises OSError."""
     code, place = get_plotlyjs().encode(), folder / PLOTLY
-    if not place.is_file() or place.stat().st_size != len(code):
+    if not place.is_file() or place.read_bytes() != code:
         with new_file(place) as part:
             part.write_bytes(code)
 
